@@ -1,0 +1,69 @@
+"""The places where a run can go. Each is one class with the same six methods, loaded only when it is named."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from orchestrator.errors import BadInput
+from orchestrator.plan import Plan
+from orchestrator.runs import Ledger, Run
+
+_TABLE = {"local": "orchestrator.backends.local:LocalBackend"}
+_COMING = {
+    "sagemaker": "--backend local --instance ml.m5.xlarge rehearses that machine's size here; --dry-run prices it",
+    "vertex": "--backend local --instance n1-standard-4 rehearses that machine's size here; --dry-run prices it",
+}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One file that a run left: its path within the run, its size, and where it lies now."""
+
+    path: str
+    size_bytes: int
+    place: str
+
+
+class Started(Protocol):
+    """A run that was just sent, as the command that sent it holds on to it."""
+
+    def let_go(self) -> None:
+        """The run goes on without this command."""
+
+    def close(self) -> None:
+        """This command is done with the run."""
+
+
+class Backend(Protocol):
+    """What every place must be able to do."""
+
+    def request(self, plan: Plan) -> dict[str, Any]:
+        """Exactly what will be sent. Pure: the same plan gives the same request, and nothing is touched."""
+
+    def submit(self, run: Run, request: Mapping[str, Any], archive: Path, channels: Mapping[str, Path]) -> Started:
+        """Send *request*. The run is in the ledger as `starting` before this is called."""
+
+    def refresh(self, run: Run, ledger: Ledger) -> Run:
+        """The run as it stands now, with the ledger brought up to date."""
+
+    def logs(self, run: Run, *, follow: bool) -> Iterator[bytes]:
+        """The script's output from its beginning, in pieces; follow: until the run has ended."""
+
+    def artifacts(self, run: Run) -> list[Artifact]:
+        """The files that the run left."""
+
+    def cancel(self, run: Run, *, grace_seconds: int, reason: str) -> None:
+        """Ask the run to stop: SIGTERM, grace_seconds to save, then the whole process group is killed."""
+
+
+def load(name: str) -> Backend:
+    """The backend called *name*. Raises BadInput for a cloud that this version cannot reach yet."""
+    if name in _COMING:
+        raise BadInput(f"this version cannot launch on {name} yet", hint=_COMING[name])
+    module, _, attribute = _TABLE[name].partition(":")
+    backend: Backend = getattr(importlib.import_module(module), attribute)()
+    return backend

@@ -1,0 +1,56 @@
+"""The last stop of every error on the command line: one clear line, a remedy, and the exit code of its kind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from orchestrator.errors import BadInput, Interrupted, OrchestrateError, Problems
+
+
+def exit_code_of(command: Callable[[], Any], *, as_json: bool) -> int:
+    """Run *command*; tell what went wrong on stderr (with as_json also as one object on stdout). A bug keeps its traceback."""
+    from typer.exceptions import Abort, TyperException
+
+    try:
+        result = command()
+        sys.stdout.flush()
+    except OrchestrateError as error:
+        return _told(error, as_json=as_json)
+    except TyperException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # no words at all: the help is the answer
+            print(error.format_message(), file=sys.stderr)
+            return BadInput.exit_code
+        return _told(_usage(error), as_json=as_json)
+    except (Abort, KeyboardInterrupt):
+        return _told(Interrupted("interrupted", hint="orchestrate list shows what still runs"), as_json=as_json)
+    except BrokenPipeError:  # `orchestrate list | head`: nobody reads on, and there is nothing to complain about
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return result if isinstance(result, int) else 0
+
+
+def _told(error: OrchestrateError, *, as_json: bool) -> int:
+    members = error.errors if isinstance(error, Problems) else (error,)
+    for member in members:
+        print(f"error: {member.what}", file=sys.stderr)
+        if member.hint:
+            print(f"  try: {member.hint}", file=sys.stderr)
+    if as_json:
+        faults = [{"error": member.what, "hint": member.hint, "exit_code": member.exit_code} for member in members]
+        print(json.dumps({"errors": faults, "exit_code": error.exit_code}, ensure_ascii=False, indent=2))
+    return error.exit_code
+
+
+def _usage(error: Any) -> BadInput:
+    """Typer's complaint in our form."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "orchestrate"
+    near = getattr(error, "possibilities", None)
+    hint = f"did you mean {near[0]}?" if near else f"{command} --help"
+    what = re.sub(r" (\(Possible options: .*\)|Did you mean .*)$", "", error.format_message()).rstrip(".")
+    return BadInput(what[:1].lower() + what[1:], hint=hint)

@@ -1,0 +1,216 @@
+"""A spec with every choice made: which script, machine, folders, limits, and what it would cost. Pure data."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from estimates import catalog, cost
+from orchestrator import spec as specs
+from orchestrator.entrypoint import Entrypoint
+from orchestrator.errors import BadInput, NotInCatalog, OrchestrateError, OverBudget, raise_all, shown
+from orchestrator.spec import TrainingSpec
+
+CLOUDS = ("sagemaker", "vertex")
+SAMPLE = "sample:"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be done, decided. seconds is how long the run is thought to take, and seconds_from says who thinks so."""
+
+    run_id: str
+    name: str
+    spec: TrainingSpec
+    entrypoint: Entrypoint
+    package_digest: str
+    package_files: int
+    package_bytes: int
+    run_dir: Path
+    machine: catalog.Machine | None
+    channels: specs.Pairs
+    seconds: float | None
+    seconds_from: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def script_key(self) -> str:
+        """Tells this script from others in the ledger."""
+        return script_key(self.entrypoint)
+
+    def cost_rows(self, seconds: float | None = None) -> tuple[cost.CostRow, ...]:
+        """What this run would cost on the machines of both clouds whose price is known, cheapest first."""
+        return cost.rows(self.seconds if seconds is None else seconds, count=self.spec.count, regions=self._regions())
+
+    def machine_row(self, seconds: float | None = None) -> cost.CostRow | None:
+        """The same for the machine that was asked for, known price or not."""
+        if self.machine is None:
+            return None
+        region = self._regions().get(self.machine.cloud)
+        return cost.row_for(self.machine, self.seconds if seconds is None else seconds, self.spec.count, region)
+
+    def _regions(self) -> Mapping[str, str]:
+        return regions_of(self.spec)
+
+
+def new_run_id() -> str:
+    """An id that no other run has: `r-` and 10 hex digits."""
+    return f"r-{secrets.token_hex(5)}"
+
+
+def script_key(entrypoint: Entrypoint) -> str:
+    return f"shipped:{entrypoint.name}" if entrypoint.shipped else str(entrypoint.path)
+
+
+def check(spec: TrainingSpec, entrypoint: Entrypoint, folder: Path) -> tuple[catalog.Machine | None, specs.Pairs]:
+    """The machine and the channels' places that *spec* means, once all of it is found to be possible.
+
+    Raises every problem at once: NotInCatalog, BadInput, OverBudget.
+    """
+    problems: list[OrchestrateError] = []
+    machine = _machine(spec, problems)
+    channels = _channels(spec, folder, problems)
+    _region(spec, problems)
+    if spec.backend == "local" and spec.count > 1:
+        hint = f"--processes {spec.count} starts that many processes here"
+        problems.append(BadInput(f"--count {spec.count}: a local run has one machine", hint=hint))
+    if spec.backend in CLOUDS and spec.instance is None:
+        problems.append(BadInput(f"--backend {spec.backend} needs a machine", hint=_example(spec.backend)))
+    if machine is not None:
+        _budget(spec, machine, problems)
+    raise_all(problems)
+    return machine, channels
+
+
+def _example(backend: str) -> str:
+    return "--instance ml.m5.xlarge" if backend == "sagemaker" else "--instance n1-standard-4"
+
+
+def _machine(spec: TrainingSpec, problems: list[OrchestrateError]) -> catalog.Machine | None:
+    if spec.instance is None:
+        return None
+    try:
+        return catalog.machine(spec.instance, cloud=spec.backend if spec.backend in CLOUDS else None)
+    except catalog.CatalogError as error:
+        problems.append(NotInCatalog(error.what, hint=error.hint))
+        return None
+
+
+def _region(spec: TrainingSpec, problems: list[OrchestrateError]) -> None:
+    if spec.region is None:
+        return
+    clouds = (spec.backend,) if spec.backend in CLOUDS else CLOUDS
+    known = [region for cloud in clouds for region in catalog.regions(cloud)]
+    if spec.region not in known:
+        hint = specs.suggestion(spec.region, known)
+        problems.append(NotInCatalog(f"no prices for region {shown(spec.region)} are known", hint=hint))
+
+
+def regions_of(spec: TrainingSpec) -> dict[str, str]:
+    """The region of each cloud that *spec* asks for, where it asks for one."""
+    return {cloud: spec.region for cloud in CLOUDS if spec.region and spec.region in catalog.regions(cloud)}
+
+
+def _budget(spec: TrainingSpec, machine: catalog.Machine, problems: list[OrchestrateError]) -> None:
+    """A cloud run whose worst case costs more than the budget is refused; a local run costs nothing."""
+    if spec.budget_usd is None or spec.backend == "local":
+        return
+    if spec.max_hours is None:
+        problems.append(BadInput("--budget needs to know how long: no --max-hours", hint="--max-hours 2"))
+        return
+    worst = cost.worst_case(machine, spec.max_hours, spec.count, regions_of(spec).get(machine.cloud))
+    if worst is None:
+        what = f"the price of {machine.name} is unknown, so --budget {spec.budget_usd} cannot be held"
+        problems.append(OverBudget(what, hint="choose a machine with a known price, or leave --budget out"))
+    elif worst > spec.budget_usd:
+        buys = spec.max_hours * spec.budget_usd / worst
+        what = (
+            f"worst case {cost.format_usd(worst)} ({spec.max_hours} h × {spec.count} × {machine.name})"
+            f" is over the budget of ${spec.budget_usd}"
+        )
+        problems.append(OverBudget(what, hint=f"the budget buys {_hours(buys)}: --max-hours {_hours(buys, bare=True)}"))
+
+
+def _hours(hours: Decimal, *, bare: bool = False) -> str:
+    text = f"{hours:.2f}" if hours >= Decimal("0.02") else f"{hours:.4f}"
+    return text if bare else f"{text} h"
+
+
+def _channels(spec: TrainingSpec, folder: Path, problems: list[OrchestrateError]) -> specs.Pairs:
+    found = []
+    for name, location in spec.data:
+        try:
+            found.append((name, channel_place(name, location, folder)))
+        except OrchestrateError as error:
+            problems.append(error)
+    return tuple(found)
+
+
+def channel_place(name: str, location: str, folder: Path) -> str:
+    """*location* as a local run needs it: an existing folder's absolute path, or `sample:NAME` as it is."""
+    if location.startswith(SAMPLE):
+        return location
+    scheme = location.partition(":")[0]
+    if location.startswith(("s3://", "gs://")):
+        tool = "aws s3 sync" if scheme == "s3" else "gcloud storage rsync -r"
+        hint = f"copy it here first: {tool} {location} ./{name}, then --data {name}=./{name}"
+        raise BadInput(f"--data {name}={shown(location)}: a local run reads folders, not {scheme}://", hint=hint)
+    if "://" in location or scheme == "torchvision":
+        hint = (
+            "a folder, or sample:mnist" if scheme != "torchvision" else f"give it to the script: -- --data {location}"
+        )
+        raise BadInput(f"--data {name}={shown(location)} is not a place that a channel can be filled from", hint=hint)
+    try:
+        path = (folder / Path(location).expanduser()).resolve()
+        kind = "folder" if path.is_dir() else "file" if path.exists() else "nothing"
+    except (OSError, RuntimeError, ValueError):
+        kind = "nothing"
+    if kind == "nothing":
+        raise BadInput(f"--data {name}: no such folder {shown(location)}", hint=_near_folder(name, location, folder))
+    if kind == "file":
+        raise BadInput(
+            f"--data {name}: {shown(location)} is a file; a channel is a folder", hint=f"--data {name}={path.parent}"
+        )
+    if not any(path.iterdir()):
+        raise BadInput(f"--data {name}: {shown(location)} is empty", hint="fill it, or name another folder")
+    return str(path)
+
+
+def _near_folder(name: str, location: str, folder: Path) -> str:
+    import difflib
+
+    if location == "mnist":
+        return f"--data {name}=sample:mnist"
+    folders = [path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    near = difflib.get_close_matches(location, folders, n=1, cutoff=0.5)
+    return f"did you mean --data {name}={near[0]}?" if near else f"--data {name}=FOLDER, or sample:mnist"
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """*plan* as plain data, for the ledger and for --json."""
+    machine = plan.machine
+    return {
+        "run_id": plan.run_id,
+        "name": plan.name,
+        "backend": plan.spec.backend,
+        "script": plan.entrypoint.script,
+        "chosen": plan.entrypoint.chosen,
+        "source_dir": str(plan.entrypoint.source_dir),
+        "package": {"digest": plan.package_digest, "files": plan.package_files, "size_bytes": plan.package_bytes},
+        "machine": None if machine is None else {"name": machine.name, "cloud": machine.cloud, "what": machine.label},
+        "count": plan.spec.count,
+        "processes": plan.spec.processes,
+        "channels": dict(plan.channels),
+        "limits": {
+            "max_hours": None if plan.spec.max_hours is None else str(plan.spec.max_hours),
+            "budget_usd": None if plan.spec.budget_usd is None else str(plan.spec.budget_usd),
+            "grace_seconds": plan.spec.grace_seconds,
+        },
+        "seconds": plan.seconds,
+        "seconds_from": plan.seconds_from,
+        "notes": list(plan.notes),
+    }

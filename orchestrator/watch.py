@@ -1,0 +1,155 @@
+"""Stay with a run: show its output as it comes, stop it on Ctrl-C, and tell how it ended."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import re
+import sys
+import time
+from pathlib import Path
+from typing import TextIO
+
+from orchestrator import backends, crashpoints, launch, render, state
+from orchestrator.errors import Interrupted
+from orchestrator.metrics import MetricReader
+from orchestrator.runs import Ledger, Run
+
+QUIET_SECONDS = 2.0
+# CSI and OSC sequences whole, then every other control code but tab, line end and (for progress bars) carriage return
+_ESCAPES = re.compile(
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|[\u202a-\u202e\u2066-\u2069]"
+)
+
+
+class Printer:
+    """Passes output on: to a terminal without control codes and with a status line in silence, elsewhere byte for byte."""
+
+    def __init__(self, stream: TextIO, label: str = "") -> None:
+        self._stream = stream
+        self._tty = stream.isatty()
+        self._label = label
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._metrics = MetricReader()
+        self._last: dict[str, float] = {}
+        self._began = self._spoke = time.monotonic()
+        self._at_line_start = True
+        self._status_shown = False
+
+    def write(self, data: bytes) -> None:
+        if not data:
+            self._status()
+            return
+        if not self._tty:
+            self._stream.flush()
+            self._stream.buffer.write(data)
+            self._stream.buffer.flush()
+            return
+        self._clear()
+        for values in self._metrics.feed(data):
+            self._last |= values
+        text = _ESCAPES.sub("", self._decoder.decode(data))
+        self._stream.write(text)
+        self._stream.flush()
+        self._spoke = time.monotonic()
+        self._at_line_start = text.endswith("\n") if text else self._at_line_start
+
+    def close(self) -> None:
+        self._clear()
+
+    def _status(self) -> None:
+        if (
+            not self._tty
+            or not self._label
+            or not self._at_line_start
+            or time.monotonic() - self._spoke < QUIET_SECONDS
+        ):
+            return
+        words = render.metric_words(self._last, limit=3)
+        line = f"{self._label} · {render.duration(time.monotonic() - self._began)}" + (f" · {words}" if words else "")
+        self._stream.write(f"\r{line[:100]}\x1b[K")
+        self._stream.flush()
+        self._status_shown = True
+
+    def _clear(self) -> None:
+        if self._status_shown:
+            self._stream.write("\r\x1b[K")
+            self._status_shown = False
+
+
+def show_output(run: Run, stream: TextIO, *, to_its_end: bool) -> None:
+    """Show the output of *run* from its beginning, as far as it has come or until it has ended."""
+    printer = Printer(stream, label=f"{run.id} running")
+    try:
+        for data in backends.load(run.backend).logs(run, follow=to_its_end):
+            printer.write(data)
+    finally:
+        printer.close()
+
+
+def until_the_end(launched: launch.Launched, stream: TextIO) -> Run:
+    """Follow a run that this command has just started. Ctrl-C asks it to save and stop, a second one kills it.
+
+    Raises Interrupted after Ctrl-C, once the run has ended.
+    """
+    run = launched.run
+    crashpoints.reached("watch started")
+    interrupted = False
+    while True:
+        try:
+            if interrupted:
+                _wait_for_end(run)
+            else:
+                show_output(run, stream, to_its_end=True)
+            break
+        except KeyboardInterrupt:
+            _stop(run, again=interrupted)
+            interrupted = True
+    launched.started.close()
+    crashpoints.reached("end seen")
+    ended = launch.find(run.id)
+    if interrupted:
+        raise Interrupted(
+            f"{run.id} {ended.state}: {ended.reason or 'it had just ended by itself'}",
+            hint=render.next_steps(ended).removeprefix("next: "),
+        )
+    return ended
+
+
+def _stop(run: Run, *, again: bool) -> None:
+    grace_seconds = 0 if again else int(run.plan["limits"]["grace_seconds"])
+    launch.cancel(run, grace_seconds=grace_seconds, reason="Ctrl-C")
+    if again:
+        print(f"\nkilling {run.id}", file=sys.stderr)
+    else:
+        print(
+            f"\nstopping {run.id}: SIGTERM sent, up to {grace_seconds} s to save; Ctrl-C again kills it",
+            file=sys.stderr,
+        )
+
+
+def _wait_for_end(run: Run) -> None:
+    while not launch.find(run.id).ended:
+        time.sleep(0.1)
+
+
+def wait_for_end(run: Run, seconds: float) -> Run:
+    """*run* as it stands when it has ended, or after *seconds*."""
+    deadline = time.monotonic() + seconds
+    while True:
+        now = launch.find(run.id)
+        if now.ended or time.monotonic() > deadline:
+            return now
+        time.sleep(0.1)
+
+
+def error_lines(run: Run) -> str | None:
+    """The script's own last error lines, where it left any."""
+    with contextlib.suppress(OSError):
+        return (Path(run.run_dir) / "root/output/failure").read_text("utf-8", "replace").strip() or None
+    return None
+
+
+def last_metrics(run: Run) -> dict[str, float]:
+    with Ledger.open_to_read(state.ledger_file()) as ledger:
+        return ledger.last_metrics(run.id)
