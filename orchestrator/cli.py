@@ -11,7 +11,6 @@ import typer
 
 if TYPE_CHECKING:
     from orchestrator.launch import Launched, Prepared
-    from orchestrator.runs import Run
     from orchestrator.settings import Flags
 
 app = typer.Typer(
@@ -27,11 +26,11 @@ app = typer.Typer(
 Script = Annotated[
     str | None,
     typer.Argument(
-        metavar="[SCRIPT]",
+        metavar="SCRIPT",
         help="A .py file or a shipped entrypoint (mlp). Default: orchestrate.toml, else ./train.py, else mlp.",
     ),
 ]
-RunId = Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run's id or its beginning. Default: the newest.")]
+RunId = Annotated[str | None, typer.Argument(metavar="RUN", help="A run's id or its beginning. Default: the newest.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 Config = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="Settings file instead of ./orchestrate.toml.")
@@ -258,7 +257,7 @@ def _beneath(path: str, folder: Path, source_dir: Path) -> str:
 @app.command()
 def copy(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A shipped entrypoint: mlp.")],
-    to: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Folder to copy it into.")] = Path(),
+    to: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to copy it into.")] = Path(),
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     as_json: Json = False,
 ) -> None:

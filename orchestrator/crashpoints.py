@@ -18,5 +18,5 @@ def reached(step: str) -> None:
     if _RECORD:
         with open(_RECORD, "a", encoding="utf-8") as record:  # noqa: PTH123 - no pathlib import for a no-op
             record.write(f"{step}\n")
-    if _CRASH_AT == step:
+    if step == _CRASH_AT:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -25,6 +25,7 @@ class OrchestrateError(Exception):
     """What went wrong in one line (*what*) and how to go on in another (*hint*)."""
 
     exit_code = 1
+    key: str | None = None  # the settings file's key at fault, where it is one
 
     def __init__(self, what: str, *, hint: str | None = None) -> None:
         super().__init__(what)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from estimates import catalog
 from orchestrator import backends, crashpoints, package, plan, settings, smoke, state
 from orchestrator import entrypoint as entrypoints
 from orchestrator import samples as sample_data
@@ -16,7 +17,7 @@ from orchestrator.errors import BadInput, OrchestrateError, raise_all
 from orchestrator.package import Manifest
 from orchestrator.plan import Plan
 from orchestrator.runs import Ledger, Run, RunState, utc_now
-from orchestrator.spec import TrainingSpec
+from orchestrator.spec import Pairs, TrainingSpec
 
 ASK_OVER_BYTES = 100_000_000
 Progress = Callable[[str, int, int], None]
@@ -75,10 +76,11 @@ def prepare(spec: TrainingSpec, folder: Path, *, confirm: Confirm, progress: Pro
     return Prepared(decided, manifest, backend.request(decided), backend)
 
 
-def _checked(spec: TrainingSpec, folder: Path) -> tuple[Entrypoint, Any, tuple[tuple[str, str], ...]]:
+def _checked(spec: TrainingSpec, folder: Path) -> tuple[Entrypoint, catalog.Machine | None, Pairs]:
     problems: list[OrchestrateError] = []
     found: Entrypoint | None = None
-    machine, channels = None, ()
+    machine: catalog.Machine | None = None
+    channels: Pairs = ()
     try:
         found = entrypoints.find(spec.script, spec.source_dir, folder)
         missing = entrypoints.missing_imports(found) if spec.backend == "local" else ()
@@ -130,7 +132,7 @@ def _expected_seconds(spec: TrainingSpec, found: Entrypoint) -> tuple[float | No
     return None, "not known: it has not run here yet, and there is no --max-hours"
 
 
-def _notes(spec: TrainingSpec, machine: Any) -> tuple[str, ...]:
+def _notes(spec: TrainingSpec, machine: catalog.Machine | None) -> tuple[str, ...]:
     notes = []
     if spec.backend == "local":
         if machine is not None:

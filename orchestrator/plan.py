@@ -66,7 +66,7 @@ def script_key(entrypoint: Entrypoint) -> str:
     return f"shipped:{entrypoint.name}" if entrypoint.shipped else str(entrypoint.path)
 
 
-def check(spec: TrainingSpec, entrypoint: Entrypoint, folder: Path) -> tuple[catalog.Machine | None, specs.Pairs]:
+def check(spec: TrainingSpec, folder: Path) -> tuple[catalog.Machine | None, specs.Pairs]:
     """The machine and the channels' places that *spec* means, once all of it is found to be possible.
 
     Raises every problem at once: NotInCatalog, BadInput, OverBudget.
@@ -122,7 +122,8 @@ def _budget(spec: TrainingSpec, machine: catalog.Machine, problems: list[Orchest
     if spec.max_hours is None:
         problems.append(BadInput("--budget needs to know how long: no --max-hours", hint="--max-hours 2"))
         return
-    worst = cost.worst_case(machine, spec.max_hours, spec.count, regions_of(spec).get(machine.cloud))
+    region = regions_of(spec).get(machine.cloud, catalog.DEFAULT_REGION[machine.cloud])
+    worst = cost.worst_case(machine, spec.max_hours, spec.count, region)
     if worst is None:
         what = f"the price of {machine.name} is unknown, so --budget {spec.budget_usd} cannot be held"
         problems.append(OverBudget(what, hint="choose a machine with a known price, or leave --budget out"))

@@ -22,7 +22,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SHOWN_LEFT_OUT = 20
-_COLOURS = {RunState.SUCCEEDED: "green", RunState.FAILED: "red", RunState.RUNNING: "cyan", RunState.STOPPED: "yellow"}
+_COLOURS: Mapping[str, str] = {
+    RunState.SUCCEEDED: "green",
+    RunState.FAILED: "red",
+    RunState.RUNNING: "cyan",
+    RunState.STOPPED: "yellow",
+}
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -227,7 +232,7 @@ def show_runs(runs: Sequence[Run], metrics: Mapping[str, Mapping[str, float]]) -
         right=("took", "cost"),
     )
     for run in runs:
-        colour = _COLOURS.get(run.state) if run.state in iter(RunState) else None  # type: ignore[call-overload]
+        colour = _COLOURS.get(run.state)
         state = f"[{colour}]{run.state}[/]" if colour else run.state
         machine = run.plan.get("machine") or {}
         table.add_row(

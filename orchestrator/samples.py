@@ -16,7 +16,7 @@ def fetch(name: str) -> Path:
     Raises BadInput with the fetcher's own last line where it cannot be had.
     """
     command = [sys.executable, str(bundled.samples_file()), name]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         sys.stderr.write(done.stderr)
         return Path(done.stdout.strip().splitlines()[-1])

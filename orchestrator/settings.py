@@ -137,12 +137,23 @@ def _argument_list(arguments: Iterable[object]) -> tuple[str, ...]:
 
 
 def _collect(
-    problems: list[OrchestrateError], values: dict[str, Any], name: str, reader: Callable[[Any], Any], value: object
+    problems: list[OrchestrateError],
+    values: dict[str, Any],
+    name: str,
+    reader: Callable[[Any], Any],
+    value: object,
+    *,
+    key: str | None = None,
 ) -> None:
     try:
         values[name] = reader(value)
     except OrchestrateError as error:
-        problems.append(error)
+        problems.append(_at(key, error))
+
+
+def _at(key: str | None, error: OrchestrateError) -> OrchestrateError:
+    error.key = key
+    return error
 
 
 def _read_file(path: Path, problems: list[OrchestrateError]) -> dict[str, Any]:
@@ -186,19 +197,19 @@ def _read_table(table: dict[str, Any], problems: list[OrchestrateError]) -> dict
     table = _backend_name(dict(table), problems)
     limits = table.pop("limits", {})
     if not isinstance(limits, dict):
-        problems.append(BadInput("limits must be a table", hint="[limits], then max_hours = 2 on its own line"))
+        problems.append(_at("limits", BadInput("limits must be a table", hint="[limits], then max_hours = 2")))
         limits = {}
     _unknown_keys(table, _TOP, "", problems)
     _unknown_keys(limits, _LIMITS, "limits.", problems)
     flat = table | {f"limits.{key}": value for key, value in limits.items()}
     for key, (field_name, reader) in _SCALARS.items():
         if key in flat:
-            _collect(problems, values, field_name, reader, flat[key])
+            _collect(problems, values, field_name, reader, flat[key], key=key)
     for key, (field_name, check) in _TABLES.items():
         values[field_name] = _pairs(key, table.get(key, {}), check, problems)
     for key in _LISTS:
         if key in table:
-            _collect(problems, values, key, _string_list(key), table[key])
+            _collect(problems, values, key, _string_list(key), table[key], key=key)
     return values
 
 
@@ -218,14 +229,15 @@ def _unknown_keys(
 ) -> None:
     for key in table:
         if key not in known:
-            problems.append(BadInput(f"unknown key {shown(prefix + key)}", hint=s.suggestion(key, known)))
+            problems.append(_at(key, BadInput(f"unknown key {shown(prefix + key)}", hint=s.suggestion(key, known))))
 
 
 def _pairs(
     key: str, table: object, check: Callable[[str, object], tuple[str, str]], problems: list[OrchestrateError]
 ) -> s.Pairs:
     if not isinstance(table, dict):
-        problems.append(BadInput(f"{key} must be a table, not {shown(table)}", hint=f'[{key}], then name = "value"'))
+        wrong = BadInput(f"{key} must be a table, not {shown(table)}", hint=f'[{key}], then name = "value"')
+        problems.append(_at(key, wrong))
         return ()
     found = []
     for name, value in table.items():
@@ -234,7 +246,7 @@ def _pairs(
                 raise BadInput(f"{key}.{name} must be one value, not {shown(value)}", hint=f'{name} = "text"')
             found.append(check(name, value))
         except OrchestrateError as error:
-            problems.append(error)
+            problems.append(_at(name, error))
     return tuple(found)
 
 
@@ -248,19 +260,11 @@ def _string_list(key: str) -> Callable[[object], tuple[str, ...]]:
 
 
 def _located(error: OrchestrateError, path: Path, text: str) -> OrchestrateError:
-    """*error* with the file's name, and the line where its key stands if that can be told."""
-    line = _line_of(error.what, text)
-    place = f"{path.name}:{line}" if line else path.name
+    """*error* with the file's name, and the first line on which its key stands."""
+    name = re.escape((error.key or "").split(".")[-1])
+    line = re.search(rf'(?m)^[ \t]*\[*[ \t]*["\']?(?:[\w\-]+\.)*{name}["\']?[ \t]*[=\].]', text) if name else None
+    place = f"{path.name}:{text.count(chr(10), 0, line.start()) + 1}" if line else path.name
     return type(error)(f"{place}: {error.what}", hint=error.hint)
-
-
-def _line_of(what: str, text: str) -> int | None:
-    words = re.findall(r"[A-Za-z_][A-Za-z0-9_\-]*", what)
-    for number, line in enumerate(text.splitlines(), start=1):
-        key = re.match(r'\s*\[*\s*"?([A-Za-z0-9_.\-]+)"?\s*[=\].]', line)
-        if key and any(key[1] == word or key[1] == word.replace("-", "_") for word in words):
-            return number
-    return None
 
 
 def _resolve_paths(values: dict[str, Any], folder: Path) -> None:

@@ -34,7 +34,7 @@ def run(request: Mapping[str, Any], manifest: Manifest, found: Entrypoint, chann
         local.lay_root(scratch, built.path, channels)
         output = bytearray()
         outcome = _few_steps(scratch, output, to_its_end=found.smoke_arguments is not None)
-        if outcome.stop is None and outcome.exit_code != 0 or outcome.stop is not None and outcome.stop.failed:
+        if outcome.stop.failed if outcome.stop else outcome.exit_code != 0:
             reason = (
                 outcome.stop.reason
                 if outcome.stop

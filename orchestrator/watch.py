@@ -18,12 +18,13 @@ from orchestrator.runs import Ledger, Run
 QUIET_SECONDS = 2.0
 # CSI and OSC sequences whole, then every other control code but tab, line end and (for progress bars) carriage return
 _ESCAPES = re.compile(
-    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|[\u202a-\u202e\u2066-\u2069]"
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])"
+    r"|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|[\u202a-\u202e\u2066-\u2069]"
 )
 
 
 class Printer:
-    """Passes output on: to a terminal without control codes and with a status line in silence, elsewhere byte for byte."""
+    """Passes output on: to a terminal cleaned, with a status line in silence; elsewhere byte for byte."""
 
     def __init__(self, stream: TextIO, label: str = "") -> None:
         self._stream = stream

@@ -1,0 +1,122 @@
+"""What the same run would cost on each machine: hours × published price × count, or "unknown" without such a price.
+
+Compute only: storage, transfer and the minutes that a cloud bills before the script starts are not in it. The hours are
+the same on every machine, as if each were as fast as the one they were measured on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, Decimal, localcontext
+
+from estimates import catalog
+from estimates.catalog import Machine, Price
+
+SECONDS_PER_HOUR = 3600
+
+
+@dataclass(frozen=True, slots=True)
+class CostRow:
+    """One machine's hours × price × count. What is not known is None: the price, the hours, and then the cost."""
+
+    machine: Machine
+    region: str
+    """The region that was asked for; where none was, the price's."""
+    price: Price | None
+    hours: Decimal | None
+    count: int
+    usd: Decimal | None
+    """Not rounded, but for the 28th digit, upwards; `format_usd` and `as_json` round it up for show."""
+
+
+def rows(
+    seconds: float | Decimal | None,
+    *,
+    count: int = 1,
+    regions: Mapping[str, str] | None = None,
+    clouds: Iterable[str] = ("sagemaker", "vertex"),
+) -> tuple[CostRow, ...]:
+    """A row for each machine whose price is known, cheapest first.
+
+    *regions* names the region of a cloud: then only machines with a price there. In a cloud that it does not name, each
+    machine's price is the one that catalog.price finds, in the default region or elsewhere; CostRow.region says where.
+
+    Raises as row_for does.
+    """
+    asked = dict(regions or {})
+    found = [
+        row_for(machine, seconds, count, asked.get(cloud)) for cloud in clouds for machine in catalog.machines(cloud)
+    ]
+    priced = [(row.price.usd_per_hour, row.machine.name, row) for row in found if row.price]
+    return tuple(row for _, _, row in sorted(priced, key=lambda entry: entry[:2]))
+
+
+def row_for(machine: Machine, seconds: float | Decimal | None, count: int = 1, region: str | None = None) -> CostRow:
+    """What *count* of *machine* cost for *seconds* of wall clock: billed by the second, a begun second counts whole.
+
+    Raises CatalogError if the cloud has no such region; ValueError if *seconds* is negative or not finite, or *count*
+    under 1.
+    """
+    if count < 1:
+        raise ValueError(f"count is {count}, and at least one machine is needed")
+    price = catalog.price(machine, region=region)
+    place = region or (price.region if price else catalog.DEFAULT_REGION[machine.cloud])
+    if seconds is None:
+        return CostRow(machine, place, price, None, count, None)
+    billed = _whole_seconds(seconds)
+    with localcontext(rounding=ROUND_CEILING):
+        hours = Decimal(billed) / SECONDS_PER_HOUR
+        # Divided last: hours × price would carry the rounding of hours into the next cent.
+        usd = price.usd_per_hour * count * billed / SECONDS_PER_HOUR if price else None
+    return CostRow(machine, place, price, hours, count, usd)
+
+
+def worst_case(machine: Machine, hours: float | Decimal, count: int, region: str) -> Decimal | None:
+    """USD for *count* machines in *region* that run until a stop after *hours*; None if no price is known there.
+
+    Raises as row_for does.
+    """
+    # Through its text: the float 0.1 means a tenth of an hour, not a bit more that would begin another second.
+    return row_for(machine, Decimal(str(hours)) * SECONDS_PER_HOUR, count, region).usd
+
+
+def format_usd(usd: Decimal | None) -> str:
+    """`$1,234.57`, under a dollar `$0.0042`, both rounded up; `unknown` for None."""
+    if usd is None:
+        return "unknown"
+    with localcontext(rounding=ROUND_CEILING):
+        fine = f"{usd:.4f}"
+        return f"${fine}" if usd > 0 and Decimal(fine) < 1 else f"${usd:,.2f}"
+
+
+def as_json(row: CostRow) -> dict[str, str | float | int | None]:
+    """*row* for json.dumps: money as strings (*usd* to the millionth, rounded up), what is not known as null."""
+    machine, price = row.machine, row.price
+    with localcontext(rounding=ROUND_CEILING):
+        usd = None if row.usd is None else f"{row.usd:.6f}"
+    return {
+        "machine": machine.name,
+        "cloud": machine.cloud,
+        "region": row.region,
+        "vcpus": machine.vcpus,
+        "memory_gib": machine.memory_gib,
+        "gpu": machine.gpu,
+        "gpu_count": machine.gpu_count,
+        "usd_per_hour": str(price.usd_per_hour) if price else None,
+        "hours": None if row.hours is None else round(float(row.hours), 6),
+        "count": row.count,
+        "usd": usd,
+        "price_as_of": price.dated if price else None,
+        "price_source": price.source if price else None,
+        "price_grade": price.grade if price else None,
+        "component": price.component if price else None,
+    }
+
+
+def _whole_seconds(seconds: float | Decimal) -> int:
+    exact = Decimal(seconds)
+    if not exact.is_finite() or exact < 0:
+        raise ValueError(f"a run cannot take {seconds} seconds")
+    return math.ceil(exact)
