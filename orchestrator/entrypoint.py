@@ -114,15 +114,15 @@ def read_source(path: Path) -> str:
     """The text of a Python script. Raises BadInput for what cannot be one: a folder, empty, binary, wrong syntax."""
     if path.is_dir():
         inside = next((name for name in (DEFAULT_SCRIPT, "main.py") if (path / name).exists()), "SCRIPT.py")
-        raise BadInput(f"{shown(str(path))} is a folder, not a script", hint=f"name the script: {path / inside}")
+        raise BadInput(f"{path.name or path} is a folder, not a script", hint=f"name the script: {path / inside}")
     if path.suffix == ".ipynb":
         raise BadInput(f"{path.name} is a notebook, not a script", hint=f"jupyter nbconvert --to script {path.name}")
     if not path.is_file():
-        raise BadInput(f"{shown(str(path))} is not a regular file, or a link to nowhere", hint="name a .py file")
+        raise BadInput(f"{path.name} is not a regular file, or a link to nowhere", hint="name a .py file")
     try:
         data = path.read_bytes() if path.stat().st_size <= MAX_SCRIPT_BYTES else b"\0"
     except OSError as error:
-        raise BadInput(f"cannot read {shown(str(path))}: {error.strerror}", hint="check its permissions") from error
+        raise BadInput(f"cannot read {path.name}: {error.strerror}", hint=f"check its permissions: ls -l {path}") from error
     if not data.strip():
         raise BadInput(f"{path.name} is empty", hint="name the script that trains")
     if b"\0" in data:

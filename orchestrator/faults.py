@@ -39,7 +39,8 @@ def _told(error: OrchestrateError, *, as_json: bool) -> int:
     for member in members:
         print(f"error: {member.what}", file=sys.stderr)
         if member.hint:
-            print(f"  try: {member.hint}", file=sys.stderr)
+            bare = member.hint.startswith(("did you mean", "one of"))
+            print(f"  {member.hint}" if bare else f"  try: {member.hint}", file=sys.stderr)
     if as_json:
         faults = [{"error": member.what, "hint": member.hint, "exit_code": member.exit_code} for member in members]
         print(json.dumps({"errors": faults, "exit_code": error.exit_code}, ensure_ascii=False, indent=2))

@@ -45,7 +45,6 @@ def files(folder: Path) -> None:
     (folder / "hollow").mkdir()
     (folder / "data").mkdir()
     (folder / "data" / "x.csv").write_text("1\n")
-    (folder / "loop.py").symlink_to("loop.py")
     (folder / "typo.toml").write_text('instanse = "ml.m5.xlarge"\n')
     (folder / "empty.toml").write_text("")
     (folder / "bad.toml").write_text("count = \n")
@@ -72,7 +71,7 @@ SUBMIT_ROWS: list[tuple[list[str], int, str]] = [
     ([LONG + ".py"], 2, "no such file"),
     (["", "--dry-run"], 2, "script is empty"),
     # machines, backends, regions
-    (["--instance", "ml.p3.2xlage"], 3, "did you mean ml.p3.2xlarge"),
+    (["--instance", "ml.p3.2xlage"], 3, "try: --instance ml.p3.2xlarge (8 vCPU"),
     (["--instance", "p3.2xlarge"], 3, "ml.p3.2xlarge"),
     (["--instance", "ml.t2.medium"], 3, "ml.t2.medium"),
     (["--instance", ""], 2, "--instance is empty"),
@@ -81,7 +80,7 @@ SUBMIT_ROWS: list[tuple[list[str], int, str]] = [
     (["--backend", "sagemaker"], 2, "needs a machine"),
     (["--backend", "sagemaker", "--instance", "n1-standard-4"], 3, "n1-standard-4"),
     (["--backend", "vertex", "--instance", "ml.m5.xlarge"], 3, "ml.m5.xlarge"),
-    (["--region", "us-east-9"], 3, "did you mean us-east-1?"),
+    (["--region", "us-east-9"], 3, "did you mean us-east-"),
     # numbers
     (["--count", "0"], 2, "--count 0 is too small"),
     (["--count", "-2"], 2, "--count -2 is too small"),
@@ -159,13 +158,15 @@ SUBMIT_ROWS: list[tuple[list[str], int, str]] = [
 @pytest.mark.parametrize(("words", "code", "needle"), SUBMIT_ROWS)
 def test_bad_input_to_submit(words: list[str], code: int, needle: str, typed: Typed, project: Path, home: Path) -> None:
     files(project)
+    if words == ["loop.py"]:
+        (project / "loop.py").symlink_to("loop.py")
     if not any(word.endswith((".py", ".ipynb", ".txt")) or word in ("src", "nosuchname", "") for word in words[:1]):
         words = ["train.py", *words]
     answer = typed("submit", *words)
     assert answer.code == code, answer.err
     assert needle in answer.err
     assert answer.err.startswith("error: ")
-    assert "\n  try: " in answer.err
+    assert any(word in answer.err for word in ("\n  try: ", "\n  did you mean ", "\n  one of: "))
     assert len(answer.err.strip().splitlines()) == 2, "one line and one remedy"
     assert "Traceback" not in answer.err
     assert "\x1b" not in answer.err
@@ -212,7 +213,7 @@ def test_with_json_the_fault_is_one_document_on_stdout(typed: Typed, project: Pa
         (["copy", "mlp", "train.py"], 2, "is a file, not a folder"),
         (["package", "missing.py"], 2, "no such file"),
         (["package", "train.py", "--why", "nowhere.py"], 2, "nowhere.py"),
-        (["list", "--limit", "0"], 2, "0"),
+        (["list", "--limit", "0"], 2, "greater than or equal to 1"),
         (["sbumit"], 2, "sbumit"),
     ],
 )

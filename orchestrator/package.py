@@ -1,0 +1,319 @@
+"""The files that go along with a run: their manifest, whose SHA-256 is the package's name, and the archive of exactly these.
+
+    listing = walk(source_dir)      what goes in, what stays out, how large (reads no file but the ignore files)
+    manifest = hash_files(listing)  reads each file once: its hash, and no secret in it
+    package = build(manifest, …)    the archive, unless that digest is there already
+
+The digest covers path, mode (644 or 755) and contents of each file, and nothing else: not times, owners, umask, folder, or
+what zlib makes of them.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import contextlib
+import fcntl
+import hashlib
+import os
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from orchestrator import errors, secrets, state
+from orchestrator.tree import (
+    Explanation,
+    LeftOut,
+    Listing,
+    SourceFile,
+    explain,
+    leave_out,
+    limited,
+    shown_path,
+    stamp,
+    unreadable,
+    walk,
+)
+
+__all__ = ["Explanation", "LeftOut", "Listing", "Manifest", "Package", "PackedFile", "build", "explain", "hash_files",
+           "manifest_digest", "scan", "walk"]  # fmt: skip
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done ("reading", "packing"), the bytes done and the bytes in all."""
+
+FORMAT_LINE = b"orchestrate package 1\n"
+COMPRESSION_LEVEL = 6
+_BLOCK_BYTES = 1 << 17
+_WAITING_BLOCKS = 4
+_TEMPORARY_PREFIX = ".unfinished-"
+
+
+@dataclass(frozen=True, slots=True)
+class PackedFile:
+    path: str  # POSIX, relative to the source folder
+    mode: int  # 0o644 or 0o755
+    size_bytes: int
+    sha256: str
+    rule: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    source_dir: Path
+    files: tuple[PackedFile, ...]  # sorted by the UTF-8 bytes of their paths
+    left_out: tuple[LeftOut, ...]
+    digest: str
+    size_bytes: int
+
+    def largest(self, count: int) -> tuple[PackedFile, ...]:
+        return tuple(sorted(self.files, key=lambda file: (-file.size_bytes, file.path))[:count])
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    digest: str
+    path: Path
+    size_bytes: int  # of the files
+    compressed_bytes: int
+    reused: bool
+
+
+def scan(
+    source_dir: Path,
+    *,
+    script: str | None = None,
+    allow_files: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Manifest:
+    """walk and hash_files in one."""
+    return hash_files(walk(source_dir, script=script, allow_files=allow_files), progress=progress)
+
+
+def hash_files(listing: Listing, *, progress: Progress | None = None) -> Manifest:
+    """Read and hash each file of *listing*, looking for keys on the way.
+
+    Raises BadInput, or Problems, for all that is wrong: what the walk met, files that cannot be read, that have changed
+    since the walk, or that hold a key.
+    """
+    files: list[PackedFile] = []
+    problems: list[errors.OrchestrateError] = []
+    total = _Counted("reading", listing.size_bytes, progress)
+    with concurrent.futures.ThreadPoolExecutor(1) as hashing:
+        for file in listing.files:
+            try:
+                files.append(_hashed(listing, file, hashing, problems, total))
+            except errors.BadInput as problem:
+                problems.append(problem)
+    errors.raise_all(limited([*listing.problems, *problems]))
+    return Manifest(listing.source_dir, tuple(files), listing.left_out, manifest_digest(files), listing.size_bytes)
+
+
+def manifest_digest(files: Iterable[PackedFile]) -> str:
+    """The package's name: 64 hex digits. bootstrap.py computes the same from what it unpacks."""
+    digest = hashlib.sha256(FORMAT_LINE)
+    for path, file in sorted((file.path.encode(), file) for file in files):
+        digest.update(b"%o %s %d:%s\n" % (file.mode, file.sha256.encode(), len(path), path))
+    return digest.hexdigest()
+
+
+def build(manifest: Manifest, packages_dir: Path, *, progress: Progress | None = None) -> Package:
+    """Make the archive `<digest>.tar.gz` in *packages_dir*, unless it is there.
+
+    Whoever reads *packages_dir* sees all of the archive or nothing. Raises BadInput if a file is no longer what the
+    manifest says, StateError if the archive cannot be written; either way nothing is left behind.
+    """
+    path = packages_dir / f"{manifest.digest}.tar.gz"
+    with state.explained(packages_dir):
+        reused = path.is_file()
+        if not reused:
+            state.make_private(packages_dir)
+            _remove_stale(packages_dir)
+            _write_archive(manifest, path, _Counted("packing", manifest.size_bytes, progress))
+        return Package(manifest.digest, path, manifest.size_bytes, path.stat().st_size, reused)
+
+
+class _Counted:
+    """How many of the bytes are done, told to whoever wants to know."""
+
+    def __init__(self, stage: str, total_bytes: int, progress: Progress | None) -> None:
+        self._stage, self._total_bytes, self._progress = stage, total_bytes, progress
+        self._done_bytes = 0
+
+    def add(self, size_bytes: int) -> None:
+        self._done_bytes += size_bytes
+        if self._progress:
+            self._progress(self._stage, self._done_bytes, self._total_bytes)
+
+
+def _hashed(
+    listing: Listing,
+    file: SourceFile,
+    hashing: concurrent.futures.Executor,
+    problems: list[errors.OrchestrateError],
+    total: _Counted,
+) -> PackedFile:
+    """*file* with its hash; what it holds of keys is added to *problems*."""
+    digest = hashlib.sha256()
+    blocks = _hashed_blocks(_blocks(listing.source_dir, file.path, file.stamp), digest, hashing, total)
+    if file.path in listing.allow_files:
+        collections.deque(blocks, maxlen=0)
+    else:
+        problems += _secrets_in(listing.source_dir, file.path, blocks)
+    return PackedFile(file.path, file.mode, file.size_bytes, digest.hexdigest(), file.rule)
+
+
+def _hashed_blocks(
+    blocks: Iterator[bytes], digest: hashlib._Hash, hashing: concurrent.futures.Executor, total: _Counted
+) -> Iterator[bytes]:
+    """Pass *blocks* on, hashing each in another thread meanwhile (hashlib lets go of the interpreter's lock)."""
+    waiting: collections.deque[concurrent.futures.Future[None]] = collections.deque()
+    for block in blocks:
+        # A few may wait: this thread holds the lock while it searches a block, so the other begins one behind it.
+        while len(waiting) > (_WAITING_BLOCKS if len(block) == _BLOCK_BYTES else 0):
+            waiting.popleft().result()
+        if len(block) == _BLOCK_BYTES:
+            waiting.append(hashing.submit(digest.update, block))
+        else:
+            digest.update(block)  # the file's last: not worth handing over
+        total.add(len(block))
+        yield block
+    for pending in waiting:
+        pending.result()
+
+
+def _secrets_in(source_dir: Path, path: str, blocks: Iterable[bytes]) -> Iterator[errors.BadInput]:
+    first: dict[str, secrets.Found] = {}
+    for found in secrets.find(blocks):
+        first.setdefault(found.kind, found)
+    for found in first.values():
+        with contextlib.suppress(OSError):  # it was there a moment ago; without its line the message still stands
+            line = secrets.line_of(source_dir / path, found.offset)
+        yield errors.BadInput(
+            f"{shown_path(path)}:{line} looks like a secret ({found.kind})",
+            hint=leave_out(source_dir, path, allow=True),
+        )
+
+
+def _blocks(source_dir: Path, path: str, expected: tuple[int, ...] | None = None) -> Iterator[bytes]:
+    """The contents of a file, which has to keep the stamp *expected*. Raises BadInput if it does not or cannot be read."""
+    try:
+        # O_NONBLOCK: should it have become a named pipe meanwhile, opening it must not wait for a writer.
+        descriptor = os.open(f"{source_dir}/{path}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb", buffering=0) as file:
+            if expected and stamp(os.fstat(descriptor)) != expected:
+                raise _changed(source_dir, path)
+            while block := file.read(_BLOCK_BYTES):
+                yield block
+            if expected and stamp(os.fstat(descriptor)) != expected:
+                raise _changed(source_dir, path)
+    except FileNotFoundError as error:
+        raise _changed(source_dir, path) from error
+    except OSError as error:
+        raise unreadable(source_dir, path, error) from error
+
+
+def _changed(source_dir: Path, path: str) -> errors.BadInput:
+    hint = f"run it again; if something keeps writing to it, {leave_out(source_dir, path)}"
+    return errors.BadInput(f"{shown_path(path)} changed while it was packed", hint=hint)
+
+
+def _write_archive(manifest: Manifest, path: Path, total: _Counted) -> None:
+    with _temporary_file(path.parent) as (file, temporary):
+        with concurrent.futures.ThreadPoolExecutor(1) as compressing:
+            archive = _GzipWriter(file, compressing)
+            for packed in manifest.files:
+                _add(archive, manifest.source_dir, packed, total)
+            archive.write(bytes(2 * tarfile.BLOCKSIZE))  # the end of a tar
+            archive.close()
+        os.fsync(file.fileno())
+        os.replace(temporary, path)
+    _fsync_folder(path.parent)
+
+
+def _add(archive: _GzipWriter, source_dir: Path, packed: PackedFile, total: _Counted) -> None:
+    header = tarfile.TarInfo(packed.path)  # mtime, uid and gid stay 0: same files, same archive
+    header.size, header.mode = packed.size_bytes, packed.mode
+    archive.write(header.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict"))
+    digest, left_bytes = hashlib.sha256(), packed.size_bytes
+    for block in _blocks(source_dir, packed.path):
+        left_bytes -= len(block)
+        if left_bytes < 0:
+            break
+        digest.update(block)
+        archive.write(block)
+        total.add(len(block))
+    if left_bytes or digest.hexdigest() != packed.sha256:
+        raise _changed(source_dir, packed.path)
+    archive.write(bytes(-packed.size_bytes % tarfile.BLOCKSIZE))
+
+
+class _GzipWriter:
+    """A .gz file without a name or a time in it, compressed in another thread than the one that reads and hashes."""
+
+    def __init__(self, file: BinaryIO, compressing: concurrent.futures.Executor) -> None:
+        self._file, self._compressing = file, compressing
+        self._compressor = zlib.compressobj(
+            COMPRESSION_LEVEL, zlib.DEFLATED, 16 + zlib.MAX_WBITS
+        )  # 16: with gzip's header
+        self._gathered: list[bytes] = []
+        self._gathered_bytes = 0
+        self._pending: concurrent.futures.Future[None] | None = None
+
+    def write(self, data: bytes) -> None:
+        self._gathered.append(data)
+        self._gathered_bytes += len(data)
+        if self._gathered_bytes >= _BLOCK_BYTES:
+            self._hand_over()
+
+    def close(self) -> None:
+        self._hand_over()
+        self._wait()
+        self._file.write(self._compressor.flush())
+        self._file.flush()
+
+    def _hand_over(self) -> None:
+        self._wait()
+        self._pending = self._compressing.submit(self._compress, b"".join(self._gathered))
+        self._gathered, self._gathered_bytes = [], 0
+
+    def _wait(self) -> None:
+        if self._pending:
+            self._pending.result()
+
+    def _compress(self, data: bytes) -> None:
+        self._file.write(self._compressor.compress(data))
+
+
+@contextlib.contextmanager
+def _temporary_file(folder: Path) -> Iterator[tuple[BinaryIO, Path]]:
+    """A file in *folder* that is gone in the end, unless it has been renamed. Its lock says that its maker lives."""
+    while True:
+        descriptor, name = tempfile.mkstemp(prefix=_TEMPORARY_PREFIX, dir=folder)
+        with open(descriptor, "wb") as file:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                if os.fstat(descriptor).st_nlink:  # else another process took it for an orphan before it was locked
+                    yield file, Path(name)
+                    return
+            finally:
+                Path(name).unlink(missing_ok=True)
+
+
+def _remove_stale(folder: Path) -> None:
+    """Remove what crashed runs have left half written: the kernel has freed their locks."""
+    for orphan in folder.glob(f"{_TEMPORARY_PREFIX}*"):
+        with contextlib.suppress(OSError), orphan.open("rb+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            orphan.unlink()
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,356 @@
+"""A run on this machine: started, followed, stopped, and never left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from orchestrator.runs import Ledger
+from tests.conftest import Orchestrate, processes_of, start, wait_until
+
+SLOW_SCRIPT = """
+import os, signal, sys, time
+from pathlib import Path
+checkpoints = Path(os.environ["AIP_CHECKPOINT_DIR"])
+def save(*_):
+    (checkpoints / "saved").write_text("yes")
+    print("saved", flush=True)
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+print("ready", flush=True)
+for step in range(600):
+    print(f"[metrics] step={step} loss={1 / (step + 1)}", flush=True)
+    time.sleep(0.1)
+"""
+STUBBORN_SCRIPT = """
+import os, signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+subprocess.Popen([sys.executable, "-c", child])
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+def newest(home: Path) -> dict[str, object]:
+    with Ledger.open_to_read(home / "ledger.sqlite") as ledger:
+        runs = ledger.newest(1)
+        return {"id": runs[0].id, "state": runs[0].state, "reason": runs[0].reason} if runs else {"state": None}
+
+
+def run_folder(home: Path) -> Path:
+    (folder,) = (home / "runs").iterdir()
+    return folder
+
+
+def log_has(home: Path, words: str) -> bool:
+    return any(words in path.read_text("utf-8", "replace") for path in home.glob("runs/*/log.txt"))
+
+
+def test_a_run_has_output_metrics_a_model_a_row_and_a_price(orchestrate: Orchestrate, project: Path, home: Path) -> None:
+    (project / "train.py").write_text(
+        "import os, sys\n"
+        "print(sys.argv[1:])\n"
+        "print('[metrics] epoch=1 val_accuracy=0.5')\n"
+        "print('[metrics] epoch=2 val_accuracy=0.75 note=x')\n"
+        "open(os.path.join(os.environ['SM_MODEL_DIR'], 'model.bin'), 'wb').write(b'w' * 10)\n"
+        "open(os.path.join(os.environ['SM_OUTPUT_DATA_DIR'], 'notes.txt'), 'w').write('n')\n"
+    )
+    answer = orchestrate("submit", "train.py", "--hp", "lr=1e-5", "--", "--epochs", "3", "-x", "a b", "--", "ü\n")
+    assert answer.code == 0, answer.err
+    assert "['--lr', '1e-5', '--epochs', '3', '-x', 'a b', '--', 'ü\\n']" in answer.out
+    assert "succeeded in" in answer.out
+    assert "val_accuracy 0.75" in answer.out
+    for machine in ("ml.g4dn.xlarge", "n1-standard-4", "a3-highgpu-8g"):
+        assert machine in answer.out
+    assert "next: orchestrate artifacts r-" in answer.out
+    (run,) = orchestrate("list", "--json").json
+    assert (run["state"], run["exit_code"], run["actual_usd"], run["estimated_usd"]) == ("succeeded", 0, "0", "0")
+    assert run["metrics"] == {"epoch": 2.0, "val_accuracy": 0.75}
+    status = orchestrate("status", "--json").json
+    assert [event["state"] for event in status["events"]] == ["created", "packaged", "starting", "running", "succeeded"]
+    files = {file["path"]: file["size_bytes"] for file in orchestrate("artifacts", run["id"][:5], "--json").json["files"]}
+    assert files == {"model/model.bin": 10, "output/data/notes.txt": 1}
+    copied = orchestrate("artifacts", "--to", "out")
+    assert copied.code == 0, copied.err
+    assert (project / "out/model/model.bin").read_bytes() == b"w" * 10
+    assert orchestrate("logs").out.count("[metrics]") == 2
+
+
+def test_json_keeps_stdout_to_one_document(orchestrate: Orchestrate, project: Path) -> None:
+    (project / "train.py").write_text("print('from the script')\n")
+    answer = orchestrate("submit", "--json")
+    assert answer.json["state"] == "succeeded"
+    assert "from the script" in answer.err
+    assert {"sagemaker", "vertex"} == {row["cloud"] for row in answer.json["costs"]}
+    assert orchestrate("logs", "--json").json["lines"][-1] == "from the script"
+
+
+def test_an_orchestrate_toml_is_trained_as_it_describes(orchestrate: Orchestrate, project: Path) -> None:
+    (project / "jobs").mkdir()
+    (project / "jobs" / "fit.py").write_text(
+        "import os, sys\nprint(sys.argv[1:], os.environ['GREETING'], sorted(os.listdir(os.environ['SM_CHANNEL_TRAINING'])))\n"
+    )
+    (project / "numbers").mkdir()
+    (project / "numbers" / "a.csv").write_text("1\n")
+    (project / "orchestrate.toml").write_text(
+        'script = "jobs/fit.py"\narguments = ["--a"]\nname = "fit-it"\n'
+        '[hyperparameters]\nlr = 0.10\n[data]\ntraining = "numbers"\n[environment]\nGREETING = "hi"\n'
+    )
+    answer = orchestrate("submit")
+    assert "['--lr', '0.10', '--a'] hi ['a.csv']" in answer.out, answer.err
+    assert orchestrate("submit", "--", "--b").out.count("'--lr', '0.10', '--b'") == 1
+    assert [run["name"] for run in orchestrate("list", "--json").json] == ["fit-it", "fit-it"]
+
+
+def test_a_failing_script_passes_on_its_last_lines_and_code_6(orchestrate: Orchestrate, project: Path) -> None:
+    (project / "train.py").write_text("print('begun')\nraise ValueError('no such column: price')\n")
+    answer = orchestrate("submit")
+    assert answer.code == 6
+    assert "error: train.py failed: ValueError: no such column: price" in answer.err
+    assert 'train.py", line 2, in <module>' in answer.err
+    assert "  try: orchestrate logs r-" in answer.err
+    status = orchestrate("status", "--json").json
+    assert (status["state"], status["exit_code"], status["reason"]) == ("failed", 1, "ValueError: no such column: price")
+    assert "no such column" in orchestrate("status").out
+
+
+def test_a_run_in_a_folder_with_an_ugly_name(orchestrate: Orchestrate, project: Path) -> None:
+    for name in ('a"=0"', "a'; echo foo", "mañana $(id)", "two\nlines"):
+        folder = project / name
+        folder.mkdir()
+        (folder / "train it.py").write_text("print('it ran')\n")
+        answer = orchestrate("submit", "train it.py", cwd=folder, env={"ORCHESTRATE_HOME": str(folder / ".orchestrate")})
+        assert "it ran" in answer.out, answer.err
+
+
+def test_detach_returns_at_once_and_logs_follow_to_the_end(orchestrate: Orchestrate, project: Path, home: Path) -> None:
+    (project / "train.py").write_text("import time\nprint('one', flush=True)\ntime.sleep(2)\nprint('two', flush=True)\n")
+    answer = orchestrate("submit", "--detach")
+    assert answer.code == 0, answer.err
+    assert "goes on by itself" in answer.out
+    assert newest(home)["state"] == "running"
+    followed = orchestrate("logs", "--follow")
+    assert followed.out.endswith("one\ntwo\n")
+    assert orchestrate("status", "--json").json["state"] == "succeeded"
+    assert wait_until(lambda: not processes_of(home), what="the end of every process")
+
+
+def test_metrics_are_seen_while_it_runs(orchestrate: Orchestrate, project: Path, home: Path) -> None:
+    (project / "train.py").write_text(SLOW_SCRIPT)
+    orchestrate("submit", "--detach")
+    wait_until(lambda: orchestrate("list", "--json").json[0]["metrics"].get("step", 0) >= 3, what="a metric in the ledger")
+    assert newest(home)["state"] == "running"
+    orchestrate("cancel")
+
+
+def test_cancel_gives_time_to_save(orchestrate: Orchestrate, project: Path, home: Path) -> None:
+    (project / "train.py").write_text(SLOW_SCRIPT)
+    orchestrate("submit", "--detach")
+    wait_until(lambda: log_has(home, "ready"), what="the script's start")
+    answer = orchestrate("cancel")
+    assert answer.code == 0, answer.err
+    assert "stopped: cancelled by orchestrate cancel" in answer.out
+    assert (run_folder(home) / "root/checkpoints/saved").read_text() == "yes"
+    assert [event["state"] for event in orchestrate("status", "--json").json["events"]][-2:] == ["stopping", "stopped"]
+    again = orchestrate("cancel")
+    assert again.code == 0
+    assert not processes_of(home)
+
+
+def test_cancel_kills_what_will_not_stop_and_all_that_it_started(
+    orchestrate: Orchestrate, project: Path, home: Path
+) -> None:
+    (project / "train.py").write_text(STUBBORN_SCRIPT)
+    orchestrate("submit", "--detach")
+    wait_until(lambda: log_has(home, "ready"), what="the script's start")
+    started = time.monotonic()
+    assert orchestrate("cancel", "--grace-seconds", "1").code == 0
+    assert 1 <= time.monotonic() - started < 20
+    wait_until(lambda: not processes_of(home), what="the end of every process")
+    assert newest(home)["state"] == "stopped"
+
+
+def test_a_killed_command_leaves_no_orphan_and_the_next_one_tells(
+    orchestrate: Orchestrate, project: Path, home: Path
+) -> None:
+    (project / "train.py").write_text(SLOW_SCRIPT)
+    command = start("submit", cwd=project)
+    wait_until(lambda: log_has(home, "ready"), what="the script's start")
+    command.kill()
+    command.communicate()
+    wait_until(lambda: not processes_of(home), what="the end of every process")
+    assert (run_folder(home) / "root/checkpoints/saved").exists(), "it had time to save"
+    told = orchestrate("list")
+    assert "the command that watched it was killed" in told.err
+    assert newest(home)["state"] == "stopped"
+    assert "was killed" not in orchestrate("list").err, "told once"
+
+
+def test_a_killed_supervisor_is_noticed(orchestrate: Orchestrate, project: Path, home: Path) -> None:
+    (project / "train.py").write_text(SLOW_SCRIPT)
+    orchestrate("submit", "--detach")
+    wait_until(lambda: log_has(home, "ready"), what="the script's start")
+    with Ledger.open_to_read(home / "ledger.sqlite") as ledger:
+        pid = ledger.newest(1)[0].pid
+    assert pid is not None
+    psutil.Process(pid).kill()
+    wait_until(lambda: not processes_of(home), what="the end of every process")
+    wait_until(lambda: orchestrate("status", "--json").json["state"] == "stopped", what="its end in the ledger")
+    assert (run_folder(home) / "root/checkpoints/saved").exists()
+
+
+def test_ctrl_c_stops_the_run_and_says_so(orchestrate: Orchestrate, project: Path, home: Path) -> None:
+    (project / "train.py").write_text(SLOW_SCRIPT)
+    command = start("submit", cwd=project)
+    wait_until(lambda: log_has(home, "ready"), what="the script's start")
+    command.send_signal(signal.SIGINT)
+    out, err = command.communicate(timeout=60)
+    assert command.returncode == 130, err
+    assert b"SIGTERM sent, up to 30 s to save; Ctrl-C again kills it" in err
+    assert b"stopped: Ctrl-C" in err
+    assert (run_folder(home) / "root/checkpoints/saved").exists()
+    assert not processes_of(home)
+
+
+def test_a_second_ctrl_c_kills(orchestrate: Orchestrate, project: Path, home: Path) -> None:
+    (project / "train.py").write_text(STUBBORN_SCRIPT)
+    command = start("submit", cwd=project)
+    wait_until(lambda: log_has(home, "ready"), what="the script's start")
+    command.send_signal(signal.SIGINT)
+    wait_until(lambda: newest(home)["state"] == "stopping", what="the first Ctrl-C")
+    command.send_signal(signal.SIGINT)
+    _, err = command.communicate(timeout=60)
+    assert command.returncode == 130, err
+    wait_until(lambda: not processes_of(home), what="the end of every process")
+
+
+def test_the_hard_stop_ends_a_run(orchestrate: Orchestrate, project: Path, home: Path) -> None:
+    """A minute is the least that can be asked for, so the request is shortened on its way."""
+    (project / "train.py").write_text(SLOW_SCRIPT)
+    request = orchestrate("submit", "--max-hours", "0.5", "--dry-run", "--json").json["request"]
+    assert request["limits"]["max_seconds"] == 1800
+    from orchestrator.backends.process import Child
+
+    request["limits"]["max_seconds"] = 0.5
+    request |= {"command": [sys.executable, str(project / "train.py")], "root": str(project)}
+    request["environment"]["AIP_CHECKPOINT_DIR"] = str(project)
+    outcome = Child(request).watch(lambda _: None, lambda _: None, lambda: None)
+    assert outcome.exit_code == 143
+    assert outcome.stop is not None
+    assert "hard stop" in outcome.stop.reason
+    assert (project / "saved").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="affinity and RLIMIT_DATA are Linux's")
+def test_an_instance_caps_processors_and_memory_and_says_so(orchestrate: Orchestrate, project: Path) -> None:
+    (project / "train.py").write_text(
+        "import os\n"
+        "print('cpus', len(os.sched_getaffinity(0)), os.environ['OMP_NUM_THREADS'])\n"
+        "blocks = []\n"
+        "for _ in range(60):\n"
+        "    blocks.append(bytearray(100 * 2**20))\n"
+    )
+    answer = orchestrate("submit", "--instance", "ml.t3.medium")
+    cpus = min(2, len(os.sched_getaffinity(0)))
+    assert f"cpus {cpus} {cpus}" in answer.out
+    assert "capped to ml.t3.medium: 2 vCPU, 4 GiB" in answer.err
+    assert answer.code == 6
+    assert "MemoryError" in answer.err or "out of memory" in answer.err
+
+
+def test_memory_is_watched_over_all_processes_of_a_run(project: Path) -> None:
+    from orchestrator.backends.process import Child
+
+    (project / "train.py").write_text(
+        "import os, time\n"
+        "for _ in range(4):\n"
+        "    if os.fork() == 0:\n"
+        "        block = bytearray(b'x') * (64 * 2**20)\n"
+        "        time.sleep(60)\n"
+        "time.sleep(60)\n"
+    )
+    limits = {"cpus": None, "memory_bytes": 150 * 2**20, "memory_from": "a small one", "max_seconds": None, "grace_seconds": 5}
+    command = [sys.executable, str(project / "train.py")]
+    request = {"command": command, "root": str(project), "environment": {}, "limits": limits}
+    outcome = Child(request).watch(lambda _: None, lambda _: None, lambda: None)
+    assert outcome.stop is not None
+    assert outcome.stop.failed
+    assert "out of memory" in outcome.stop.reason
+    assert "a small one" in outcome.stop.reason
+
+
+def test_a_dry_run_writes_nothing_and_two_differ_in_the_run_id_only(
+    orchestrate: Orchestrate, project: Path, home: Path
+) -> None:
+    (project / "train.py").write_text("print()\n")
+    first, second = (orchestrate("submit", "--dry-run", "--json", "--max-hours", "2") for _ in range(2))
+    assert first.code == 0, first.err
+    assert not home.exists()
+    one, other = (json.dumps(answer.json).replace(answer.json["plan"]["run_id"], "r-X") for answer in (first, second))
+    assert one == other
+    assert first.json["costs"][0]["usd"] is not None
+    assert {path.name for path in project.iterdir()} == {"train.py"}
+
+
+def test_what_a_dry_run_shows_is_what_is_sent(orchestrate: Orchestrate, project: Path, home: Path) -> None:
+    (project / "train.py").write_text("print()\n")
+    words = ("submit", "--hp", "lr=0.1", "--env", "A=b", "--max-hours", "1", "--instance", "ml.m5.large")
+    shown = orchestrate(*words, "--dry-run", "--json").json
+    orchestrate(*words)
+    sent = json.loads((run_folder(home) / "request.json").read_text())
+    assert json.dumps(sent).replace(sent["run_id"], "X") == json.dumps(shown["request"]).replace(shown["plan"]["run_id"], "X")
+
+
+def test_a_smoke_run_stops_a_typo_before_the_launch(orchestrate: Orchestrate, project: Path, home: Path) -> None:
+    (project / "train.py").write_text("import time\ntime.sleep(0.1)\nprint(undefined_name)\n")
+    answer = orchestrate("submit", "--smoke")
+    assert answer.code == 6
+    assert "the smoke run of train.py failed: NameError" in answer.err
+    assert "nothing was launched" in answer.err
+    assert orchestrate("list", "--json").json == []
+    assert not list(home.glob("smoke-*"))
+
+
+def test_a_smoke_run_uses_the_scripts_own_smoke_arguments(orchestrate: Orchestrate, project: Path) -> None:
+    (project / "train.py").write_text(
+        '# /// script\n# [tool.orchestrate]\n# smoke = ["--smoke"]\n# ///\nimport sys\n'
+        "sys.exit('too quick' if '--smoke' in sys.argv and '--bad' in sys.argv else 0)\n"
+    )
+    assert orchestrate("submit", "--smoke").code == 0
+    assert "too quick" in orchestrate("submit", "--smoke", "--", "--bad").err
+
+
+def test_a_script_without_smoke_arguments_is_stopped_at_its_first_metric(orchestrate: Orchestrate, project: Path) -> None:
+    (project / "train.py").write_text(
+        "import os, time\n"
+        "print('[metrics] step=0 loss=1', flush=True)\n"
+        "if 'smoke-' in os.environ['SM_MODEL_DIR']:\n"
+        "    time.sleep(600)\n"
+    )
+    assert orchestrate("submit", "--smoke", timeout=60).code == 0
+
+
+def test_two_commands_at_once_each_have_their_run(orchestrate: Orchestrate, project: Path, home: Path) -> None:
+    (project / "train.py").write_text("import time\ntime.sleep(0.5)\n")
+    commands = [start("submit", cwd=project) for _ in range(4)]
+    for command in commands:
+        command.communicate(timeout=120)
+    assert [command.returncode for command in commands] == [0] * 4
+    assert [run["state"] for run in orchestrate("list", "--json").json] == ["succeeded"] * 4
+    assert len(list((home / "packages").glob("*.tar.gz"))) == 1, "one content, one archive"
+
+
+def test_output_that_is_not_text_passes_through_byte_for_byte(orchestrate: Orchestrate, project: Path, home: Path) -> None:
+    (project / "train.py").write_text("import os\nos.write(1, bytes(range(256)) + b'\\n' + b'x' * 300000)\n")
+    command = start("submit", cwd=project)
+    out, _ = command.communicate(timeout=60)
+    assert bytes(range(256)) + b"\n" + b"x" * 300000 in out
+    assert (run_folder(home) / "log.txt").read_bytes().endswith(b"x" * 300000)
