@@ -16,9 +16,9 @@ def entrypoints_dir() -> Path:
 
 
 def entrypoint_names() -> tuple[str, ...]:
-    """Names of the shipped training scripts: those that describe themselves with a PEP 723 block."""
+    """Names of the shipped training scripts: those whose PEP 723 block has a part for us (the rest are their helpers)."""
     scripts = sorted(entrypoints_dir().glob("*.py"))
-    return tuple(path.stem for path in scripts if b"# /// script" in path.read_bytes())
+    return tuple(path.stem for path in scripts if b"\n# [tool.orchestrate]\n" in path.read_bytes())
 
 
 def bootstrap_file() -> Path:

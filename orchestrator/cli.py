@@ -98,6 +98,9 @@ def submit(
     grace_seconds: Annotated[
         str | None, typer.Option(metavar="SECONDS", help="Time to save after SIGTERM. Default 30.")
     ] = None,
+    resume_from: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Begin with the checkpoints that this run left.")
+    ] = None,
     source_dir: SourceDir = None,
     allow_file: AllowFile = None,
     config: Config = None,
@@ -119,6 +122,7 @@ def submit(
         environment=tuple(env or ()), allow_files=tuple(allow_file or ()), backend=backend, instance=instance,
         region=region, count=count, processes=processes, spot=spot, source_dir=source_dir, name=name,
         max_hours=max_hours, budget_usd=budget, grace_seconds=grace_seconds,
+        resume_from=resume_from,
     )  # fmt: skip
     prepared = _prepare(flags, config, yes=yes)
     if dry_run:

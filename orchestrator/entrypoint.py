@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import importlib.util
 import io
 import re
@@ -122,7 +123,9 @@ def read_source(path: Path) -> str:
     try:
         data = path.read_bytes() if path.stat().st_size <= MAX_SCRIPT_BYTES else b"\0"
     except OSError as error:
-        raise BadInput(f"cannot read {path.name}: {error.strerror}", hint=f"check its permissions: ls -l {path}") from error
+        raise BadInput(
+            f"cannot read {path.name}: {error.strerror}", hint=f"check its permissions: ls -l {path}"
+        ) from error
     if not data.strip():
         raise BadInput(f"{path.name} is empty", hint="name the script that trains")
     if b"\0" in data:
@@ -187,7 +190,7 @@ def _inline_metadata(name: str, text: str) -> dict[str, Any]:
 
 
 def missing_imports(entrypoint: Entrypoint) -> tuple[str, ...]:
-    """Modules that the script imports at its top level and that cannot be found here, beside it or in requirements.txt.
+    """What the script needs and what is not here: modules it imports at its top level, packages that its PEP 723 block names.
 
     Only unconditional imports count: what stands in `try`, `if` or a function may be optional. A package with a
     requirements.txt is not checked, since that may bring them.
@@ -196,12 +199,26 @@ def missing_imports(entrypoint: Entrypoint) -> tuple[str, ...]:
         return ()
     tree = ast.parse(read_source(entrypoint.path))
     folders = (entrypoint.path.parent, entrypoint.source_dir)
-    missing = []
+    missing = [name for name in map(_distribution_name, entrypoint.dependencies) if not _installed(name)]
     for name in dict.fromkeys(_top_level_imports(tree)):
         beside = any((folder / f"{name}.py").exists() or (folder / name).is_dir() for folder in folders)
         if name not in sys.stdlib_module_names and not beside and importlib.util.find_spec(name) is None:
             missing.append(name)
-    return tuple(missing)
+    return tuple(dict.fromkeys(missing))
+
+
+def _distribution_name(requirement: str) -> str:
+    """`torch` of `torch>=2.6; python_version > "3.10"`."""
+    match = re.match(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)", requirement)
+    return match[1] if match else requirement
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.distribution(distribution)
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return False
+    return True
 
 
 def missing_import_error(entrypoint: Entrypoint, names: tuple[str, ...]) -> BadInput:

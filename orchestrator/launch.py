@@ -71,6 +71,7 @@ def prepare(spec: TrainingSpec, folder: Path, *, confirm: Confirm, progress: Pro
         seconds=seconds,
         seconds_from=seconds_from,
         notes=_notes(spec, machine),
+        checkpoints_from=_checkpoints_of(spec.resume_from),
     )
     crashpoints.reached("plan made")
     return Prepared(decided, manifest, backend.request(decided), backend)
@@ -130,6 +131,20 @@ def _expected_seconds(spec: TrainingSpec, found: Entrypoint) -> tuple[float | No
     if spec.max_hours is not None:
         return float(spec.max_hours * 3600), "the most that --max-hours allows"
     return None, "not known: it has not run here yet, and there is no --max-hours"
+
+
+def _checkpoints_of(reference: str | None) -> Path | None:
+    """The folder of checkpoints that the run called *reference* left. Raises where there is no such run, or none in it."""
+    if reference is None:
+        return None
+    run = find(reference)
+    folder = Path(run.run_dir) / "root" / "checkpoints"
+    if not run.ended:
+        raise BadInput(f"--resume-from {run.id}: it has not ended", hint=f"orchestrate cancel {run.id}")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        hint = "the script saves them in $AIP_CHECKPOINT_DIR"
+        raise BadInput(f"--resume-from {run.id}: it left no checkpoints", hint=hint)
+    return folder
 
 
 def _notes(spec: TrainingSpec, machine: catalog.Machine | None) -> tuple[str, ...]:

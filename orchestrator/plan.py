@@ -36,6 +36,7 @@ class Plan:
     seconds: float | None
     seconds_from: str
     notes: tuple[str, ...] = ()
+    checkpoints_from: Path | None = None
 
     @property
     def script_key(self) -> str:
@@ -211,6 +212,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
             "budget_usd": None if plan.spec.budget_usd is None else str(plan.spec.budget_usd),
             "grace_seconds": plan.spec.grace_seconds,
         },
+        "checkpoints_from": None if plan.checkpoints_from is None else str(plan.checkpoints_from),
         "seconds": plan.seconds,
         "seconds_from": plan.seconds_from,
         "notes": list(plan.notes),

@@ -104,6 +104,8 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "arguments", " ".join(spec.arguments)
     for name, place in plan.channels:
         yield "data", f"{name} ← {place}"
+    if plan.checkpoints_from is not None:
+        yield "checkpoints", f"from {plan.checkpoints_from}"
     if spec.environment:
         yield "environment", " ".join(name for name, _ in spec.environment)
     yield "backend", spec.backend

@@ -121,6 +121,7 @@ class Ledger:
 
     def __init__(self, connection: sqlite3.Connection, path: Path, *, writable: bool = True) -> None:
         self._connection = connection
+        self._connection.row_factory = sqlite3.Row
         self.path = path
         self.writable = writable
 
@@ -262,10 +263,11 @@ class Ledger:
         return [json.loads(row["data"]) for row in rows]
 
     def last_metrics(self, run_id: str) -> dict[str, float]:
-        """The newest value of every metric of a run."""
+        """The newest value of every metric in the last 500 lines of a run."""
+        query = "SELECT data FROM metrics WHERE run_id = ? ORDER BY seq DESC LIMIT 500"
         merged: dict[str, float] = {}
-        for line in self.metrics(run_id):
-            merged |= line
+        for row in reversed(self._read(query, [run_id])):
+            merged |= json.loads(row["data"])
         return merged
 
     def next_metric(self, run_id: str) -> int:
@@ -284,7 +286,6 @@ class Ledger:
 
     def _read(self, query: str, values: list[Any]) -> list[sqlite3.Row]:
         with _explained(self.path):
-            self._connection.row_factory = sqlite3.Row
             return self._connection.execute(query, values).fetchall()
 
     @contextlib.contextmanager

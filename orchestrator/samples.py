@@ -16,11 +16,18 @@ def fetch(name: str) -> Path:
     Raises BadInput with the fetcher's own last line where it cannot be had.
     """
     command = [sys.executable, str(bundled.samples_file()), name]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode == 0:
-        sys.stderr.write(done.stderr)
-        return Path(done.stdout.strip().splitlines()[-1])
-    lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
-    hint = next((line.partition("try: ")[2] for line in lines if "try: " in line), "--data training=FOLDER")
-    what = next((line.partition("error: ")[2] for line in reversed(lines) if line.startswith("error: ")), "")
-    raise BadInput(what or (lines[-1] if lines else f"cannot fetch the sample {name!r}"), hint=hint)
+    fetching = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert fetching.stderr is not None
+    last = fault = ""
+    for line in fetching.stderr:
+        _, is_fault, said = line.partition(": error: ")
+        if is_fault:
+            fault = said.strip()
+        else:
+            sys.stderr.write(line)
+            last = line.strip() or last
+    out, _ = fetching.communicate()
+    if fetching.returncode == 0:
+        return Path(out.strip().splitlines()[-1])
+    what, _, hint = (fault or last or f"cannot fetch the sample {name!r}").partition(": try ")
+    raise BadInput(what, hint=hint or "--data training=FOLDER")

@@ -37,6 +37,7 @@ class Flags:
     max_hours: str | None = None
     budget_usd: str | None = None
     grace_seconds: str | None = None
+    resume_from: str | None = None
 
 
 class _Number(str):
@@ -76,6 +77,7 @@ _SCALARS: Mapping[str, tuple[str, Callable[[object], Any]]] = {
     "spot": ("spot", _flag("--spot")),
     "source_dir": ("source_dir", _text("--source-dir")),
     "name": ("name", s.run_name),
+    "resume_from": ("resume_from", _text("--resume-from")),
     "limits.max_hours": ("max_hours", s.hours),
     "limits.budget_usd": ("budget_usd", s.dollars),
     "limits.grace_seconds": (

@@ -57,6 +57,7 @@ class TrainingSpec:
     budget_usd: Decimal | None = None
     grace_seconds: int = 30
     allow_files: tuple[str, ...] = field(default=())
+    resume_from: str | None = None
 
 
 def whole_number(option: str, value: object, *, low: int, high: int) -> int:
@@ -265,4 +266,5 @@ def as_json(spec: TrainingSpec) -> dict[str, Any]:
         "budget_usd": None if spec.budget_usd is None else str(spec.budget_usd),
         "grace_seconds": spec.grace_seconds,
         "allow_files": list(spec.allow_files),
+        "resume_from": spec.resume_from,
     }

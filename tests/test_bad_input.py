@@ -266,10 +266,12 @@ def test_a_state_folder_that_is_a_file_is_told(orchestrate: Orchestrate, project
     assert answer.code == 2
     assert "export ORCHESTRATE_HOME=" in answer.err
     with contextlib.suppress(FileNotFoundError):
-        assert os.path.getsize(tmp_path / "file") == 0
+        assert (tmp_path / "file").stat().st_size == 0
 
 
-def test_a_full_disk_starts_nothing_and_loses_nothing(small_disk: Path, project: Path, orchestrate: Orchestrate) -> None:
+def test_a_full_disk_starts_nothing_and_loses_nothing(
+    small_disk: Path, project: Path, orchestrate: Orchestrate
+) -> None:
     (project / "train.py").write_text("print('it ran')\n")
     (project / "weights.bin").write_bytes(os.urandom(3_000_000))
     answer = orchestrate("submit", "train.py", env={"ORCHESTRATE_HOME": str(small_disk / "state")})
@@ -281,5 +283,7 @@ def test_a_full_disk_starts_nothing_and_loses_nothing(small_disk: Path, project:
     (project / "weights.bin").unlink()
     again = orchestrate("submit", "train.py", env={"ORCHESTRATE_HOME": str(small_disk / "state")})
     assert "it ran" in again.out, again.err
-    states = [run["state"] for run in orchestrate("list", "--json", env={"ORCHESTRATE_HOME": str(small_disk / "state")}).json]
+    states = [
+        run["state"] for run in orchestrate("list", "--json", env={"ORCHESTRATE_HOME": str(small_disk / "state")}).json
+    ]
     assert states == ["succeeded", "abandoned"]

@@ -62,7 +62,9 @@ def test_a_script_in_another_declared_encoding_is_read(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_imported_here_is_named_before_anything_starts(tmp_path: Path) -> None:
-    text = "import json, torchvison\ntry:\n    import maybe_not_there\nexcept ImportError:\n    pass\nimport neighbour\n"
+    text = (
+        "import json, torchvison\ntry:\n    import maybe_not_there\nexcept ImportError:\n    pass\nimport neighbour\n"
+    )
     (tmp_path / "train.py").write_text(text)
     (tmp_path / "neighbour.py").write_text("")
     found = entrypoint.find("train.py", None, tmp_path)

@@ -54,7 +54,9 @@ def log_has(home: Path, words: str) -> bool:
     return any(words in path.read_text("utf-8", "replace") for path in home.glob("runs/*/log.txt"))
 
 
-def test_a_run_has_output_metrics_a_model_a_row_and_a_price(orchestrate: Orchestrate, project: Path, home: Path) -> None:
+def test_a_run_has_output_metrics_a_model_a_row_and_a_price(
+    orchestrate: Orchestrate, project: Path, home: Path
+) -> None:
     (project / "train.py").write_text(
         "import os, sys\n"
         "print(sys.argv[1:])\n"
@@ -76,7 +78,9 @@ def test_a_run_has_output_metrics_a_model_a_row_and_a_price(orchestrate: Orchest
     assert run["metrics"] == {"epoch": 2.0, "val_accuracy": 0.75}
     status = orchestrate("status", "--json").json
     assert [event["state"] for event in status["events"]] == ["created", "packaged", "starting", "running", "succeeded"]
-    files = {file["path"]: file["size_bytes"] for file in orchestrate("artifacts", run["id"][:5], "--json").json["files"]}
+    files = {
+        file["path"]: file["size_bytes"] for file in orchestrate("artifacts", run["id"][:5], "--json").json["files"]
+    }
     assert files == {"model/model.bin": 10, "output/data/notes.txt": 1}
     copied = orchestrate("artifacts", "--to", "out")
     assert copied.code == 0, copied.err
@@ -118,7 +122,11 @@ def test_a_failing_script_passes_on_its_last_lines_and_code_6(orchestrate: Orche
     assert 'train.py", line 2, in <module>' in answer.err
     assert "  try: orchestrate logs r-" in answer.err
     status = orchestrate("status", "--json").json
-    assert (status["state"], status["exit_code"], status["reason"]) == ("failed", 1, "ValueError: no such column: price")
+    assert (status["state"], status["exit_code"], status["reason"]) == (
+        "failed",
+        1,
+        "ValueError: no such column: price",
+    )
     assert "no such column" in orchestrate("status").out
 
 
@@ -127,12 +135,16 @@ def test_a_run_in_a_folder_with_an_ugly_name(orchestrate: Orchestrate, project: 
         folder = project / name
         folder.mkdir()
         (folder / "train it.py").write_text("print('it ran')\n")
-        answer = orchestrate("submit", "train it.py", cwd=folder, env={"ORCHESTRATE_HOME": str(folder / ".orchestrate")})
+        answer = orchestrate(
+            "submit", "train it.py", cwd=folder, env={"ORCHESTRATE_HOME": str(folder / ".orchestrate")}
+        )
         assert "it ran" in answer.out, answer.err
 
 
 def test_detach_returns_at_once_and_logs_follow_to_the_end(orchestrate: Orchestrate, project: Path, home: Path) -> None:
-    (project / "train.py").write_text("import time\nprint('one', flush=True)\ntime.sleep(2)\nprint('two', flush=True)\n")
+    (project / "train.py").write_text(
+        "import time\nprint('one', flush=True)\ntime.sleep(2)\nprint('two', flush=True)\n"
+    )
     answer = orchestrate("submit", "--detach")
     assert answer.code == 0, answer.err
     assert "goes on by itself" in answer.out
@@ -146,7 +158,9 @@ def test_detach_returns_at_once_and_logs_follow_to_the_end(orchestrate: Orchestr
 def test_metrics_are_seen_while_it_runs(orchestrate: Orchestrate, project: Path, home: Path) -> None:
     (project / "train.py").write_text(SLOW_SCRIPT)
     orchestrate("submit", "--detach")
-    wait_until(lambda: orchestrate("list", "--json").json[0]["metrics"].get("step", 0) >= 3, what="a metric in the ledger")
+    wait_until(
+        lambda: orchestrate("list", "--json").json[0]["metrics"].get("step", 0) >= 3, what="a metric in the ledger"
+    )
     assert newest(home)["state"] == "running"
     orchestrate("cancel")
 
@@ -212,7 +226,7 @@ def test_ctrl_c_stops_the_run_and_says_so(orchestrate: Orchestrate, project: Pat
     command = start("submit", cwd=project)
     wait_until(lambda: log_has(home, "ready"), what="the script's start")
     command.send_signal(signal.SIGINT)
-    out, err = command.communicate(timeout=60)
+    _, err = command.communicate(timeout=60)
     assert command.returncode == 130, err
     assert b"SIGTERM sent, up to 30 s to save; Ctrl-C again kills it" in err
     assert b"stopped: Ctrl-C" in err
@@ -277,7 +291,13 @@ def test_memory_is_watched_over_all_processes_of_a_run(project: Path) -> None:
         "        time.sleep(60)\n"
         "time.sleep(60)\n"
     )
-    limits = {"cpus": None, "memory_bytes": 150 * 2**20, "memory_from": "a small one", "max_seconds": None, "grace_seconds": 5}
+    limits = {
+        "cpus": None,
+        "memory_bytes": 150 * 2**20,
+        "memory_from": "a small one",
+        "max_seconds": None,
+        "grace_seconds": 5,
+    }
     command = [sys.executable, str(project / "train.py")]
     request = {"command": command, "root": str(project), "environment": {}, "limits": limits}
     outcome = Child(request).watch(lambda _: None, lambda _: None, lambda: None)
@@ -306,7 +326,9 @@ def test_what_a_dry_run_shows_is_what_is_sent(orchestrate: Orchestrate, project:
     shown = orchestrate(*words, "--dry-run", "--json").json
     orchestrate(*words)
     sent = json.loads((run_folder(home) / "request.json").read_text())
-    assert json.dumps(sent).replace(sent["run_id"], "X") == json.dumps(shown["request"]).replace(shown["plan"]["run_id"], "X")
+    assert json.dumps(sent).replace(sent["run_id"], "X") == json.dumps(shown["request"]).replace(
+        shown["plan"]["run_id"], "X"
+    )
 
 
 def test_a_smoke_run_stops_a_typo_before_the_launch(orchestrate: Orchestrate, project: Path, home: Path) -> None:
@@ -328,7 +350,9 @@ def test_a_smoke_run_uses_the_scripts_own_smoke_arguments(orchestrate: Orchestra
     assert "too quick" in orchestrate("submit", "--smoke", "--", "--bad").err
 
 
-def test_a_script_without_smoke_arguments_is_stopped_at_its_first_metric(orchestrate: Orchestrate, project: Path) -> None:
+def test_a_script_without_smoke_arguments_is_stopped_at_its_first_metric(
+    orchestrate: Orchestrate, project: Path
+) -> None:
     (project / "train.py").write_text(
         "import os, time\n"
         "print('[metrics] step=0 loss=1', flush=True)\n"
@@ -348,9 +372,56 @@ def test_two_commands_at_once_each_have_their_run(orchestrate: Orchestrate, proj
     assert len(list((home / "packages").glob("*.tar.gz"))) == 1, "one content, one archive"
 
 
-def test_output_that_is_not_text_passes_through_byte_for_byte(orchestrate: Orchestrate, project: Path, home: Path) -> None:
+def test_output_that_is_not_text_passes_through_byte_for_byte(
+    orchestrate: Orchestrate, project: Path, home: Path
+) -> None:
     (project / "train.py").write_text("import os\nos.write(1, bytes(range(256)) + b'\\n' + b'x' * 300000)\n")
     command = start("submit", cwd=project)
     out, _ = command.communicate(timeout=60)
     assert bytes(range(256)) + b"\n" + b"x" * 300000 in out
     assert (run_folder(home) / "log.txt").read_bytes().endswith(b"x" * 300000)
+
+
+def test_a_run_resumes_from_the_checkpoints_of_another(orchestrate: Orchestrate, project: Path) -> None:
+    (project / "train.py").write_text(
+        "import os\nfrom pathlib import Path\n"
+        "path = Path(os.environ['AIP_CHECKPOINT_DIR'], 'step')\n"
+        "step = int(path.read_text()) if path.exists() else 0\n"
+        "print('begins at', step)\n"
+        "path.write_text(str(step + 5))\n"
+    )
+    first = orchestrate("submit", "--json").json["id"]
+    assert "begins at 5" in orchestrate("submit", "--resume-from", first).out
+    assert "begins at 10" in orchestrate("submit", "--resume-from", orchestrate("list", "--json").json[0]["id"]).out
+    assert "begins at 5" in orchestrate("submit", "--resume-from", first).out, "the first run's files are its own"
+    (project / "none.py").write_text("print()\n")
+    none = orchestrate("submit", "none.py", "--json").json["id"]
+    refused = orchestrate("submit", "--resume-from", none)
+    assert refused.code == 2
+    assert "it left no checkpoints" in refused.err
+    assert orchestrate("submit", "--resume-from", "r-nothing").code == 3
+
+
+def test_a_disk_that_fills_up_while_training_does_not_lose_the_run(
+    small_disk: Path, project: Path, orchestrate: Orchestrate
+) -> None:
+    home = {"ORCHESTRATE_HOME": str(small_disk / "state")}
+    (project / "train.py").write_text(
+        "import os, sys\n"
+        "fill = os.path.join(os.environ['ORCHESTRATE_ROOT'], '..', '..', '..', '..', 'fill')\n"
+        "try:\n"
+        "    with open(fill, 'wb', buffering=0) as file:\n"
+        "        while True:\n"
+        "            file.write(b'x' * 512)\n"
+        "except OSError as error:\n"
+        "    print('[metrics] step=1 loss=0.5', error.errno, flush=True)\n"
+        "print('y' * 300000)\n"
+        "sys.exit(3)\n"
+    )
+    answer = orchestrate("submit", env=home)
+    assert answer.code in (2, 6), answer.err
+    assert (small_disk / "fill").exists(), answer
+    (small_disk / "fill").unlink()
+    (run,) = orchestrate("list", "--json", env=home).json
+    assert (run["state"], run["exit_code"]) == ("failed", 3)
+    assert "log.txt is not whole: the disk was full" in run["reason"]

@@ -66,8 +66,8 @@ def test_each_state_is_kept_with_its_time_and_the_first_end_is_the_last_word(pat
 
 def test_a_commit_is_on_the_disk_before_the_next_step(path: Path) -> None:
     with Ledger.open(path) as ledger:
-        assert ledger._connection.execute("PRAGMA synchronous").fetchone() == (2,)
-        assert ledger._connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert tuple(ledger._connection.execute("PRAGMA synchronous").fetchone()) == (2,)
+        assert tuple(ledger._connection.execute("PRAGMA journal_mode").fetchone()) == ("wal",)
 
 
 def test_metric_lines_are_kept_once_each_however_often_they_are_told(path: Path) -> None:

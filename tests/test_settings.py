@@ -129,7 +129,9 @@ def test_a_backend_table_names_the_backend(tmp_path: Path) -> None:
         ("count = ", "orchestrate.toml: Invalid value (at", "toml.io"),
     ],
 )
-def test_a_fault_in_the_file_is_told_with_its_line_and_a_remedy(text: str, what: str, hint: str, tmp_path: Path) -> None:
+def test_a_fault_in_the_file_is_told_with_its_line_and_a_remedy(
+    text: str, what: str, hint: str, tmp_path: Path
+) -> None:
     (problem,) = problems(text, tmp_path)
     assert what in problem.what
     assert hint in (problem.hint or "")

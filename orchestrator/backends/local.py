@@ -62,6 +62,7 @@ class LocalBackend:
             "environment": {"ORCHESTRATE_ROOT": str(root), **_thread_environment(limits["cpus"])},
             "package": {"digest": plan.package_digest, "size_bytes": plan.package_bytes},
             "channels": dict(plan.channels),
+            "checkpoints_from": None if plan.checkpoints_from is None else str(plan.checkpoints_from),
             "limits": limits,
             "files": _config_files(plan),
         }
@@ -220,6 +221,8 @@ def lay_root(request: Mapping[str, Any], archive: Path, channels: Mapping[str, P
         os.link(archive, code / "package.tar.gz")
     except OSError:
         shutil.copyfile(archive, code / "package.tar.gz")
+    if request["checkpoints_from"] is not None:
+        shutil.copytree(request["checkpoints_from"], root / "checkpoints", dirs_exist_ok=True)
     for name, folder in channels.items():
         (root / "input/data" / name).symlink_to(folder, target_is_directory=True)
 

@@ -24,7 +24,7 @@ from orchestrator.errors import StateError
 from orchestrator.runs import Ledger, RunState, utc_now
 
 RESERVED_BYTES = 16 * 1024
-FLUSH_SECONDS = 0.5
+ORPHANED = "the command that watched it was killed"
 
 
 class Supervisor:
@@ -96,7 +96,7 @@ class Supervisor:
             word = os.read(0, 1)
             self._attached = False
             if word != b"d":
-                return Stop("the command that watched it was killed", self.request["limits"]["grace_seconds"])
+                return Stop(ORPHANED, self.request["limits"]["grace_seconds"])
         with contextlib.suppress(OSError, ValueError):
             asked = json.loads((self.run_dir / "cancel.json").read_bytes())
             return Stop(asked["reason"], float(asked["grace_seconds"]))
@@ -115,13 +115,13 @@ class Supervisor:
             reason = failure_reason(Path(self.request["root"]), outcome.exit_code)
         if self._log_lost:
             reason = "; ".join(filter(None, [reason, "log.txt is not whole: the disk was full"]))
-        killed = outcome.stop is not None and "killed" in outcome.stop.reason
+        orphaned = outcome.stop is not None and outcome.stop.reason == ORPHANED
         return {
             "state": str(state),
             "exit_code": outcome.exit_code,
             "reason": reason,
             "ended_at": utc_now(),
-            "untold": killed or not self._attached,
+            "untold": orphaned or (state == RunState.FAILED and not self._attached),
         }
 
     @property
