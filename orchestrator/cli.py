@@ -23,6 +23,21 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+def _entrypoint_names() -> list[str]:
+    from orchestrator.bundled import entrypoint_names
+
+    return list(entrypoint_names())
+
+
+def _run_ids() -> list[str]:
+    from orchestrator import state
+    from orchestrator.runs import Ledger
+
+    with Ledger.open_to_read(state.ledger_file()) as ledger:
+        return [run.id for run in ledger.newest(50)]
+
+
 Script = Annotated[
     str | None,
     typer.Argument(
@@ -30,7 +45,10 @@ Script = Annotated[
         help="A .py file or a shipped entrypoint (mlp). Default: orchestrate.toml, else ./train.py, else mlp.",
     ),
 ]
-RunId = Annotated[str | None, typer.Argument(metavar="RUN", help="A run's id or its beginning. Default: the newest.")]
+RunId = Annotated[
+    str | None,
+    typer.Argument(metavar="RUN", autocompletion=_run_ids, help="A run's id or its beginning. Default: the newest."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 Config = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="Settings file instead of ./orchestrate.toml.")
@@ -260,7 +278,9 @@ def _beneath(path: str, folder: Path, source_dir: Path) -> str:
 
 @app.command()
 def copy(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A shipped entrypoint: mlp.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", autocompletion=_entrypoint_names, help="A shipped entrypoint: mlp.")
+    ],
     to: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to copy it into.")] = Path(),
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     as_json: Json = False,

@@ -115,7 +115,7 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
     stop = "none (a local run)" if spec.max_hours is None else f"{spec.max_hours} h"
     yield "hard stop", f"{stop}; {spec.grace_seconds} s to save after SIGTERM"
     yield "cost here", "$0 (this machine)" if spec.backend == "local" else "see below"
-    yield "package", f"{plan.package_digest[:16]}…, {plan.package_files} files, {megabytes(plan.package_bytes)}"
+    yield "package", f"{plan.package_digest[:16]}…, {counted(plan.package_files, 'file')}, {megabytes(plan.package_bytes)}"
     for note in plan.notes:
         yield "note", note
 
@@ -139,7 +139,12 @@ def show_manifest(manifest: Manifest, out: Console | None = None) -> None:
         out.print(table)
         if len(manifest.left_out) > SHOWN_LEFT_OUT:
             out.print(f"… and {len(manifest.left_out) - SHOWN_LEFT_OUT} more: --json lists all")
-    out.print(f"{len(manifest.files)} files, {megabytes(manifest.size_bytes)}, digest {manifest.digest}")
+    out.print(f"{counted(len(manifest.files), 'file')}, {megabytes(manifest.size_bytes)}, digest {manifest.digest}")
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 file`, `2 files`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def repr_name(name: str) -> str:
@@ -306,7 +311,7 @@ def show_receipt(plan: Plan, run: Run, metrics: Mapping[str, float]) -> None:
     for folder, files in _by_folder(backends.load(run.backend).artifacts(run)).items():
         size = megabytes(sum(file.size_bytes for file in files))
         out.print(
-            f"  {folder}: {len(files)} files, {size}  {shown_path(Path(run.run_dir) / 'root' / folder)}",
+            f"  {folder}: {counted(len(files), 'file')}, {size}  {shown_path(Path(run.run_dir) / 'root' / folder)}",
             highlight=False,
         )
     out.print()

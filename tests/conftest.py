@@ -95,7 +95,7 @@ def wait_until(condition: Callable[[], Any], seconds: float = 30, what: str = "i
 
 
 def processes_of(folder: Path) -> list[int]:
-    """Live processes whose command line or environment names *folder*: what a run of this state folder has started."""
+    """Live processes whose command line or environment names *folder*: commands that use it, and all that its runs have started."""
     import psutil
 
     found = []
@@ -103,7 +103,7 @@ def processes_of(folder: Path) -> list[int]:
         try:
             if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
                 continue
-            words = " ".join(process.cmdline()) + " " + process.environ().get("ORCHESTRATE_ROOT", "")
+            words = " ".join([*process.cmdline(), *process.environ().values()])
             if str(folder) in words:
                 found.append(process.pid)
         except psutil.Error:

@@ -408,7 +408,7 @@ def test_a_disk_that_fills_up_while_training_does_not_lose_the_run(
     home = {"ORCHESTRATE_HOME": str(small_disk / "state")}
     (project / "train.py").write_text(
         "import os, sys\n"
-        "fill = os.path.join(os.environ['ORCHESTRATE_ROOT'], '..', '..', '..', '..', 'fill')\n"
+        "fill = os.path.join(os.environ['SM_MODEL_DIR'], *['..'] * 5, 'fill')\n"
         "try:\n"
         "    with open(fill, 'wb', buffering=0) as file:\n"
         "        while True:\n"

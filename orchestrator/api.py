@@ -1,0 +1,111 @@
+"""The commands as functions, for notebooks and programs: the same verbs, the same ledger, errors as exceptions.
+
+    import orchestrator
+    run = orchestrator.submit("train.py", arguments=["--epochs", "3"], data={"training": "sample:mnist"})
+    orchestrator.last_metrics(run.id)["val_accuracy"]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator import backends, copying, launch, plan, state
+from orchestrator.backends import Artifact
+from orchestrator.errors import BadInput
+from orchestrator.launch import Prepared
+from orchestrator.runs import Ledger, Run
+from orchestrator.settings import Flags
+
+
+def dry_run(script: str | Path | None = None, *, folder: Path | None = None, **options: Any) -> dict[str, Any]:
+    """The plan and the exact request of a submit with the same arguments; nothing is sent or written."""
+    prepared = _prepare(script, folder, options)
+    return {"plan": plan.as_json(prepared.plan), "request": prepared.request}
+
+
+def submit(
+    script: str | Path | None = None, *, folder: Path | None = None, detach: bool = False, smoke: bool = False, **options: Any
+) -> Run:
+    """Train *script* as `orchestrate submit` would if typed in *folder* (default: the current one).
+
+    options are the command's: arguments (a sequence), hyperparameters, data and environment (mappings), backend, instance,
+    region, count, processes, spot, source_dir, name, max_hours, budget_usd, grace_seconds, resume_from, allow_files.
+
+    Waits for the end, unless detach, and gives the run as it then stands: a script that failed is a run whose state is
+    `failed`, not an exception. Ends the run if this process ends first, unless detach.
+
+    Raises OrchestrateError, with all that is wrong at once, before anything is started.
+    """
+    launched = launch.submit(_prepare(script, folder, options), run_smoke=smoke)
+    if detach:
+        launched.started.let_go()
+        return launched.run
+    try:
+        for _ in backends.load(launched.run.backend).logs(launched.run, follow=True):
+            pass
+    finally:
+        launched.started.close()
+    return launch.find(launched.run.id)
+
+
+def _prepare(script: str | Path | None, folder: Path | None, options: Mapping[str, Any]) -> Prepared:
+    place = Path(folder) if folder is not None else Path.cwd()
+    spec = launch.read_spec(_flags(script, options), place)
+    return launch.prepare(spec, place, confirm=lambda _: False)
+
+
+def _flags(script: str | Path | None, options: Mapping[str, Any]) -> Flags:
+    words: dict[str, Any] = {"script": None if script is None else str(script)}
+    for name, value in options.items():
+        if name not in Flags.__dataclass_fields__:
+            raise BadInput(f"submit has no option {name!r}", hint="see help(orchestrator.submit)")
+        if isinstance(value, Mapping):
+            words[name] = tuple(f"{key}={item}" for key, item in value.items())
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            words[name] = tuple(str(item) for item in value)
+        elif value is not None:
+            words[name] = value if isinstance(value, bool) else str(value)
+    return Flags(**words)
+
+
+def status(run_id: str | None = None) -> Run:
+    """One run as it stands now; None means the newest."""
+    return launch.find(run_id)
+
+
+def list_runs(limit: int | None = None) -> list[Run]:
+    """Runs, newest first, each as it stands now."""
+    launch.reconcile()
+    with Ledger.open_to_read(state.ledger_file()) as ledger:
+        return ledger.newest(limit)
+
+
+def last_metrics(run_id: str | None = None) -> dict[str, float]:
+    """The newest value of every metric of a run."""
+    with Ledger.open_to_read(state.ledger_file()) as ledger:
+        return ledger.last_metrics(ledger.get(run_id).id)
+
+
+def logs(run_id: str | None = None, *, follow: bool = False) -> Iterator[bytes]:
+    """A run's output in pieces; an empty piece is a pause."""
+    run = launch.find(run_id)
+    return backends.load(run.backend).logs(run, follow=follow)
+
+
+def artifacts(run_id: str | None = None, to: Path | None = None) -> list[Artifact]:
+    """The files that a run left, copied into *to* if it is given."""
+    run = launch.find(run_id)
+    found = backends.load(run.backend).artifacts(run)
+    if to is not None:
+        copying.copy_artifacts(found, to)
+    return found
+
+
+def cancel(run_id: str | None = None, *, grace_seconds: int | None = None) -> None:
+    """Ask a run to stop. It may take up to its grace time: status() tells."""
+    run = launch.find(run_id)
+    if not run.ended:
+        own = int(run.plan["limits"]["grace_seconds"])
+        launch.cancel(run, grace_seconds=own if grace_seconds is None else grace_seconds, reason="cancelled from Python")
