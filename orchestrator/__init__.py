@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 __version__ = "0.1.0"
 __all__ = ["artifacts", "cancel", "dry_run", "last_metrics", "list_runs", "logs", "status", "submit"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """The functions of orchestrator.api, loaded when the first of them is used."""
     if name in __all__:
         from orchestrator import api

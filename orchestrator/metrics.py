@@ -21,16 +21,21 @@ class MetricReader:
     """Finds metric lines in output that arrives in pieces of any size, in bounded memory."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest = bytearray()
         self._skipping = False  # inside a line that is too long to be one of ours
 
     def feed(self, data: bytes) -> list[dict[str, float]]:
         """The metric lines that *data* completes."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        if self._skipping and lines:
-            lines = lines[1:]
-            self._skipping = False
+        complete, line_end, rest = data.rpartition(b"\n")
+        lines = bytes(self._rest + complete).split(b"\n") if line_end else []
+        if line_end:
+            self._rest.clear()
+        if lines and self._skipping:
+            lines, self._skipping = lines[1:], False
+        if not self._skipping:
+            self._rest += rest
         if len(self._rest) > MAX_LINE_BYTES:
-            self._rest, self._skipping = b"", True
+            self._rest.clear()
+            self._skipping = True
         found = (parse_line(line.decode("utf-8", "replace")) for line in lines if line.startswith(PREFIX.encode()))
         return [values for values in found if values]

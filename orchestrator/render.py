@@ -264,7 +264,11 @@ def metric_words(values: Mapping[str, float], limit: int | None = None) -> str:
     """`val_accuracy 0.981  val_loss 0.063`: test results first, then validation, then the rest."""
     order = {"test": 0, "val": 1, "train": 3}
     names = sorted(values, key=lambda name: order.get(name.split("_")[0], 2))
-    return "  ".join(f"{name} {values[name]:.4g}" for name in names[:limit])
+    return "  ".join(f"{name} {_number(values[name])}" for name in names[:limit])
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
 def show_status(run: Run, events: Sequence[Event], metrics: Mapping[str, float], error_lines: str | None) -> None:
