@@ -1,9 +1,9 @@
 """Start a run's script the same way everywhere: on a laptop, on SageMaker, in a rehearsal.
 
-One file, standard library only, Python 3.9 and up, copied beside the package and started as `python bootstrap.py`. It
-reads what to start from job.json, unpacks and verifies the package, installs what its requirements.txt misses, starts
-the script in the environment that SageMaker's and Vertex AI's own tools would give it, passes signals on, and leaves
-the exit code and, on failure, the script's last error lines. docs/design.md, "One contract, three places".
+One file, standard library only, Python 3.9 and up, copied beside the package and started there. It reads what to start
+from job.json, unpacks and verifies the package, installs what its requirements.txt misses, starts the script in the
+environment that SageMaker's and Vertex AI's own tools would give it, passes signals on, and leaves the exit code and,
+on failure, the script's last error lines: docs/design.md, "One contract, three places".
 
     $ORCHESTRATE_ROOT           the folder of input/, code/, model/, checkpoints/, output/; else /opt/ml on SageMaker
     $ORCHESTRATE_JOB            the job.json to use; else ROOT/input/data/job/job.json
@@ -19,7 +19,6 @@ import ctypes
 import hashlib
 import importlib.util
 import json
-import math
 import os
 import re
 import select
@@ -34,30 +33,23 @@ import threading
 import time
 import venv
 from pathlib import Path
-from typing import Any, Callable, Dict, NamedTuple
+from typing import Any, Callable, Dict, NamedTuple, Tuple
 
 SAGEMAKER_ROOT = Path("/opt/ml")
-OUR_NAMES = "SM_|AIP_|ORCHESTRATE_"  # of the environment: not for a job to set
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 MOST_MEMBERS, MOST_RATIO, MOST_BYTES_ANYWAY = 100_000, 200, 1024**3  # a package that unpacks to more is a bomb
 FAILURE_CHARACTERS = 1024  # SageMaker shows the first 1024 of the failure file
 TAIL_BYTES = 64 * 1024  # of stderr: room for each rank's traceback before what torchrun adds
-STRAGGLER_SECONDS = 5.0  # from SIGTERM to SIGKILL, for what a script left running
+STRAGGLER_SECONDS = 5.0  # from SIGTERM to SIGKILL, for pip and for what a script left running
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 Job = Dict[str, Any]  # job.json, checked against JOB_FIELDS
-Environment = Dict[bytes, bytes]  # bytes, so that no locale changes a value
-Outcome = NamedTuple("Outcome", [("code", int), ("stderr", str), ("stopped_by", int)])  # its end; 0: by nothing
-
+Outcome = NamedTuple("Outcome", [("code", int), ("stderr", str), ("stopped_by", int)])  # of a command; 0: nothing
 compact = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode  # as sagemaker-training writes JSON
 
 
 class NotStarted(Exception):
     """Why the script was not started, in one line; further lines are for the failure file only."""
-
-    def __init__(self, message: str, code: int = 2) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 def main() -> int:
@@ -65,9 +57,8 @@ def main() -> int:
 
     This process, whose id others know, passes signals on and waits. Its child, the keeper, is in a session of its own
     and starts the script in yet another: kill -9 of this process, or of its group, reaches neither but ends the guard
-    pipe, and then the keeper kills all that is below it. As their subreaper it finds even those that left the script's
-    group, as torchrun's workers do. If the keeper is killed, this process does so. (Without Linux's subreaper, only the
-    script's group is found.)
+    pipe, and then the keeper kills all below it. Being their subreaper (on Linux; elsewhere only the script's group is
+    found), it finds those that left the script's group too, as torchrun's workers do. This process does so for the keeper.
     """
     guard, guarded = os.pipe()
     lifeline = os.environ.get("ORCHESTRATE_LIFELINE_FD")
@@ -80,12 +71,11 @@ def main() -> int:
         os.setsid()
         lifelines = {int(lifeline): signal.SIGTERM} if lifeline else {}
         return keep(Orders({guard: signal.SIGKILL, **lifelines}))
-    os.close(guard)
     orders = Orders({})
-    while (status := reap(keeper)) is None:
-        send(orders.wait(), [keeper])
+    while (code := reap(keeper)) is None:
+        os.kill(keeper, orders.wait())
     end_all(keeper, 0, orders)
-    return exit_code(status)
+    return code
 
 
 def keep(orders: Orders) -> int:
@@ -98,7 +88,7 @@ def keep(orders: Orders) -> int:
         (root / "output/failure").unlink(missing_ok=True)
         code, problem = run(root, in_container, orders)
     except (NotStarted, OSError, subprocess.SubprocessError) as error:
-        code, problem = getattr(error, "code", 2), str(error)
+        code, problem = 128 + orders.latest if orders.latest else 2, str(error)
         say("error: " + problem.split("\n")[0])
     if code and root:
         with contextlib.suppress(OSError):  # a full disk is told already
@@ -111,77 +101,67 @@ def keep(orders: Orders) -> int:
 def run(root: Path, in_container: bool, orders: Orders) -> tuple[int, str]:
     """Prepare, start and await the script; returns its exit code and its last error. Raises NotStarted, OSError."""
     job = read_fields(Path(os.environ.get("ORCHESTRATE_JOB") or root / "input/data/job/job.json"), JOB_FIELDS)
-    resources = read_fields(root / "input/config/resourceconfig.json", RESOURCE_FIELDS)
+    resources = read_fields(root / "input/config/resourceconfig.json", {"hosts": TEXTS, "current_host": TEXT})
     channels = read_fields(root / "input/config/inputdataconfig.json", {})
     unpack_verified(root, job)
     environment = script_environment(root, job, resources, channels)
     python = python_with_requirements(root, in_container, environment, orders)
-    environment[b"PATH"] = os.fsencode(os.path.dirname(python)) + b":" + environment.get(b"PATH", b"/usr/bin:/bin")
+    environment["PATH"] = f"{os.path.dirname(python)}:{environment.get('PATH', '/usr/bin:/bin')}"
     command = script_command(python, job, resources, environment)
-    machine = f"({environment[b'SM_NUM_CPUS'].decode()} CPUs, {environment[b'SM_NUM_GPUS'].decode()} GPUs)"
+    machine = f"({environment['SM_NUM_CPUS']} CPUs, {environment['SM_NUM_GPUS']} GPUs)"
     say(f"starting {job['script']}: {shlex.join(['python', *command[1:]])} {machine}")
     outcome = supervise(command, orders, root / "code", environment, job["grace_seconds"])
-    if "torch.distributed.run" in command:
+    if command[2:4] == ["-m", "torch.distributed.run"]:
         outcome = without_torchrun(outcome, resources["hosts"].index(resources["current_host"]) * job["processes"])
     return outcome.code, failure_text(job["script"], outcome)
 
 
 def find_root() -> tuple[Path, bool]:
     """The root folder, and whether its Python is a container's, there for this run only. Raises NotStarted."""
-    named = os.environ.get("ORCHESTRATE_ROOT")
-    if named and os.path.isdir(named):
+    named = os.environ.get("ORCHESTRATE_ROOT", "")
+    if os.path.isdir(named):
         return Path(named).absolute(), False
-    if named:
-        raise NotStarted(f"$ORCHESTRATE_ROOT is not a folder: {named!r}")
-    if (SAGEMAKER_ROOT / "input/config/resourceconfig.json").is_file():
+    if not named and (SAGEMAKER_ROOT / "input/config/resourceconfig.json").is_file():
         return SAGEMAKER_ROOT, True
     if "CLUSTER_SPEC" in os.environ or "AIP_MODEL_DIR" in os.environ:
         raise NotStarted("this is Vertex AI ($CLUSTER_SPEC or $AIP_MODEL_DIR is set), which is not supported yet")
-    raise NotStarted(f"no run to start: $ORCHESTRATE_ROOT is not set, and {SAGEMAKER_ROOT} is not SageMaker's")
+    raise NotStarted(f"no run here: $ORCHESTRATE_ROOT is {named!r}, not a folder, and {SAGEMAKER_ROOT} not SageMaker's")
 
 
-def is_text(value: Any, pattern: str = r"[^\0]*") -> bool:
-    """Whether *value* is a string that an argument list can carry (it has bytes, and no NUL) and matches *pattern*."""
-    try:
-        return isinstance(value, str) and b"\0" not in encoded(value) and bool(re.fullmatch(pattern, value))
-    except UnicodeEncodeError:
-        return False
+def is_text(value: Any, pattern: str = "(?s).*") -> bool:
+    """Whether *value* is a string that an argument list can carry (no NUL, all of it has bytes) and matches *pattern*."""
+    carried = isinstance(value, str) and not re.search("[\0\ud800-\udc7f\udd00-\udfff]", value)
+    return carried and bool(re.fullmatch(pattern, value))
 
 
 def are_texts(value: Any, name_pattern: str) -> bool:
     return isinstance(value, dict) and all(is_text(name, name_pattern) and is_text(value[name]) for name in value)
 
 
-Fields = Dict[str, "tuple[str, Callable[[Any], bool]]"]  # of a JSON object: what each must be, in words and as a test
 INSIDE = r"(?!/)((^|/)(?!\.\.?(/|\Z))[^/\0]+)+"  # a relative path with neither '', '.' nor '..' in it
-JOB_FIELDS: Fields = {
+NOT_OURS = "(?!SM_|AIP_|ORCHESTRATE_)[A-Za-z_][A-Za-z0-9_]*"
+Field = Tuple[str, Callable[[Any], bool]]  # what a value must be, in words and as a test
+TEXT: Field = ("a text", lambda it: is_text(it, "(?s).+"))
+TEXTS: Field = ("a list of texts", lambda it: isinstance(it, list) and all(map(is_text, it)))
+JOB_FIELDS: dict[str, Field] = {
     "version": ("1", lambda it: type(it) is int and it == 1),
-    "run_id": ("a text", lambda it: is_text(it, r"[^\0]+")),
+    "run_id": TEXT,
     "script": ("a path inside the package", lambda it: is_text(it, INSIDE)),
-    "arguments": ("a list of texts", lambda it: isinstance(it, list) and all(map(is_text, it))),
-    "hyperparameters": ("names with texts", lambda it: are_texts(it, r"[^-=\s][^=\s]*")),
-    "environment": (
-        f"texts by name, no {OUR_NAMES}",
-        lambda it: are_texts(it, rf"(?!{OUR_NAMES})[A-Za-z_][A-Za-z0-9_]*"),
-    ),
+    "arguments": TEXTS,
+    "hyperparameters": ("texts by name", lambda it: are_texts(it, r"[^-=\s][^=\s]*")),
+    "environment": ("texts by name, not SM_*, AIP_* or ORCHESTRATE_*", lambda it: are_texts(it, NOT_OURS)),
     "package_digest": ("64 hex digits", lambda it: is_text(it, "[0-9a-f]{64}")),
     "processes": ("a whole number from 1 to 1024", lambda it: type(it) is int and 1 <= it <= 1024),
     "grace_seconds": ("seconds, up to a day", lambda it: type(it) in (int, float) and 0 <= it <= 86_400),
 }
-RESOURCE_FIELDS: Fields = {
-    "hosts": ("a list of names", lambda it: isinstance(it, list) and all(is_text(host, r"\S+") for host in it)),
-    "current_host": ("a name", lambda it: is_text(it, r"\S+")),
-}
 
 
-def read_fields(path: Path, known: Fields) -> dict[str, Any]:
+def read_fields(path: Path, known: dict[str, Field]) -> dict[str, Any]:
     """The JSON object in *path*. Raises NotStarted with a known field that is missing or wrong."""
     try:
-        fields = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise NotStarted(f"{path} is not JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise NotStarted(f"{path} must hold a JSON object")
+        fields: dict[str, Any] = dict(json.loads(path.read_bytes()))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise NotStarted(f"{path} does not hold a JSON object: {error}") from error
     for name, (expected, holds) in known.items():
         if not holds(fields.get(name)):
             given = json.dumps(fields[name])[:200] if name in fields else "missing"
@@ -197,19 +177,16 @@ def unpack_verified(root: Path, job: Job) -> None:
     digest = unpack(root / "input/data/code/package.tar.gz", beside)
     if digest != job["package_digest"]:
         raise NotStarted(f"the package is not the one submitted: its digest is {digest}, not {job['package_digest']}")
-    if not (beside / job["script"]).is_file():
-        raise NotStarted(f"the package does not hold the script {job['script']!r}")
     beside.rename(code)
 
 
 def unpack(archive: Path, folder: Path) -> str:
-    """Unpack *archive* (.tar.gz) into the new *folder*; returns the SHA-256 of its manifest, in hex.
+    """Unpack *archive* (.tar.gz) into the new *folder*; returns the SHA-256 of its manifest. Raises NotStarted.
 
-    Takes files of mode 644 or 755 and folders, each once, by a relative name without '..': nothing can land outside
-    *folder*, as no link is ever made in it. Raises NotStarted for all else.
+    Files of mode 644 or 755 and folders, each once, by names inside it. No link is ever made: nothing lands elsewhere.
     """
     folder.mkdir()
-    lines: dict[bytes, str] = {}
+    lines: dict[bytes, bytes] = {}
     try:
         left = max(MOST_BYTES_ANYWAY, MOST_RATIO * archive.stat().st_size)
         # As a stream, in one pass: no offset in a hostile archive can make the reader go round in circles.
@@ -219,20 +196,17 @@ def unpack(archive: Path, folder: Path) -> str:
                 if left < 0 or count > MOST_MEMBERS:
                     raise NotStarted(f"the package has over {MOST_MEMBERS} files, or is {MOST_RATIO} times its archive")
                 unpack_member(tar, member, folder, lines)
-    except (tarfile.TarError, EOFError, ValueError) as error:
+    except (tarfile.TarError, EOFError, LookupError, TypeError, ValueError) as error:  # tarfile lets all these out
         raise NotStarted(f"{archive} is not a whole .tar.gz: {error}") from error
-    digest = hashlib.sha256(b"orchestrate package 1\n")
-    for path in sorted(lines):
-        digest.update(f"{lines[path]} {len(path)}:".encode() + path + b"\n")
-    return digest.hexdigest()
+    manifest = [b"%b %d:%b\n" % (lines[path], len(path), path) for path in sorted(lines)]
+    return hashlib.sha256(b"".join([b"orchestrate package 1\n", *manifest])).hexdigest()
 
 
-def unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, lines: dict[bytes, str]) -> None:
+def unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, lines: dict[bytes, bytes]) -> None:
     """Make one file or folder, and put `<mode> <SHA-256>` of a file into *lines* under its path."""
     if not is_text(member.name, INSIDE):
         raise NotStarted(f"the package's {member.name!r} is not a name inside it")
-    path = encoded(member.name)
-    target = os.path.join(os.fsencode(folder), path)
+    target = os.path.join(folder, member.name)
     try:
         if member.isdir():
             os.makedirs(target)
@@ -249,72 +223,58 @@ def unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, l
             os.fchmod(file.fileno(), member.mode)
     except (FileExistsError, NotADirectoryError) as error:
         raise NotStarted(f"the package's {member.name!r} is in it twice, or is a file and a folder") from error
-    lines[path] = f"{member.mode:o} {digest.hexdigest()}"
+    lines[os.fsencode(member.name)] = f"{member.mode:o} {digest.hexdigest()}".encode()
 
 
 def script_arguments(job: Job) -> list[str]:
-    """`--NAME VALUE` for each hyperparameter in the file's order, then the arguments, which therefore win.
-
-    `--NAME=VALUE` where the value begins with '-': argparse would take it for an option otherwise.
-    """
+    """`--NAME VALUE` for each hyperparameter in the file's order, then the arguments, which therefore win."""
     words: list[str] = []
-    for name, value in job["hyperparameters"].items():
+    for name, value in job["hyperparameters"].items():  # argparse takes a word that begins with - for an option
         words += [f"--{name}={value}"] if value.startswith("-") else [f"--{name}", value]
     return [*words, *job["arguments"]]
 
 
-def script_environment(root: Path, job: Job, resources: dict[str, Any], channels: dict[str, Any]) -> Environment:
-    """What this process has, then the job's variables, then the uniform ones, formatted as sagemaker-training does.
-
-    In SM_HPS a value that reads as JSON is that JSON, digit for digit; any other is a string.
-    """
-    data = sorted(name for name in channels if name not in ("code", "job"))  # these two carry the package and job.json
+def script_environment(root: Path, job: Job, resources: dict[str, Any], channels: dict[str, Any]) -> dict[str, str]:
+    """What this process has, then the job's variables, then the uniform ones, formatted as sagemaker-training does."""
+    data = sorted(name for name in channels if name not in ("code", "job"))  # which carry the package and job.json
     hyperparameters = sorted(job["hyperparameters"].items())
-    paths = {
-        "SM_MODEL_DIR": "model",
-        "SM_OUTPUT_DIR": "output",
-        "SM_OUTPUT_DATA_DIR": "output/data",
-        "SM_INPUT_DIR": "input",
-        "SM_INPUT_CONFIG_DIR": "input/config",
-        "AIP_MODEL_DIR": "model/",  # Vertex AI's end with a slash, and scripts append names to them
-        "AIP_CHECKPOINT_DIR": "checkpoints/",
-        "AIP_TENSORBOARD_LOG_DIR": "output/data/tensorboard/",
-        **{f"SM_CHANNEL_{name}": f"input/data/{name}" for name in data},
-    }
-    texts = {
+    uniform = {
+        "SM_MODEL_DIR": f"{root}/model",
+        "SM_OUTPUT_DIR": f"{root}/output",
+        "SM_OUTPUT_DATA_DIR": f"{root}/output/data",
+        "SM_INPUT_DIR": f"{root}/input",
+        "SM_INPUT_CONFIG_DIR": f"{root}/input/config",
         "SM_CHANNELS": compact(data),
+        **{f"SM_CHANNEL_{name}": f"{root}/input/data/{name}" for name in data},
         "SM_NUM_CPUS": str(cpu_count()),
         "SM_NUM_GPUS": str(gpu_count()),
         "SM_HOSTS": compact(resources["hosts"]),
         "SM_CURRENT_HOST": resources["current_host"],
+        "SM_NETWORK_INTERFACE_NAME": str(resources.get("network_interface_name", "")),
         "SM_HPS": "{" + ",".join(f"{compact(name)}:{as_json(value)}" for name, value in hyperparameters) + "}",
+        **{f"SM_HP_{name}": value for name, value in hyperparameters},
         "SM_USER_ARGS": compact(script_arguments(job)),
         "SM_USER_ENTRY_POINT": job["script"],
-        "SM_NETWORK_INTERFACE_NAME": str(resources.get("network_interface_name", "")),
         "SM_RESOURCE_CONFIG": compact(resources),
         "SM_INPUT_DATA_CONFIG": compact(channels),
+        "AIP_MODEL_DIR": f"{root}/model/",  # Vertex AI's end with a slash, and scripts append names to them
+        "AIP_CHECKPOINT_DIR": f"{root}/checkpoints/",
+        "AIP_TENSORBOARD_LOG_DIR": f"{root}/output/data/tensorboard/",
         "ORCHESTRATE_RUN_ID": job["run_id"],
-        **{f"SM_HP_{name}": value for name, value in hyperparameters},
     }
     # Not passed on: another run's values, and what would mislead another bootstrap.py below this one.
-    foreign = (b"SM_CHANNEL_", b"SM_HP_", b"ORCHESTRATE_ROOT", b"ORCHESTRATE_JOB", b"ORCHESTRATE_LIFELINE_FD")
-    environment = {name: value for name, value in os.environb.items() if not name.startswith(foreign)}
-    environment.update({encoded(name): encoded(value) for name, value in job["environment"].items()})
-    uniform = {name: encoded(text) for name, text in texts.items()}
-    uniform.update({name: os.path.join(os.fsencode(root), encoded(path)) for name, path in paths.items()})
-    return {**environment, **{encoded(re.sub("[-.]", "_", name).upper()): uniform[name] for name in uniform}}
-
-
-def encoded(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
+    foreign = ("SM_CHANNEL_", "SM_HP_", "ORCHESTRATE_ROOT", "ORCHESTRATE_JOB", "ORCHESTRATE_LIFELINE_FD")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    named = {re.sub("[-.]", "_", name).upper(): value for name, value in uniform.items()}
+    return {**inherited, **job["environment"], **named}
 
 
 def as_json(text: str) -> str:
-    try:
+    """*text* if it is JSON, digit for digit, else as a JSON string: what SM_HPS has for a hyperparameter's value."""
+    with contextlib.suppress(ValueError, RecursionError):
         json.loads(text)
-    except (ValueError, RecursionError):
-        return compact(text)
-    return text
+        return text
+    return compact(text)
 
 
 def cpu_count(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
@@ -323,50 +283,40 @@ def cpu_count(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
     for names in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
         with contextlib.suppress(OSError, ValueError):  # no such file, or "max": no quota
             quota, period = map(int, " ".join((cgroups / name).read_text() for name in names).split())
-            count = min(count, math.ceil(quota / period)) if quota > 0 else count
+            count = min(count, -(-quota // period)) if quota > 0 else count
     return max(1, count)
 
 
 def gpu_count() -> int:
     """NVIDIA GPUs of this machine, found without importing torch."""
-    try:
-        answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return 0
-    return len(re.findall(rb"^GPU \d+:", answer.stdout, re.MULTILINE))
+    program = shutil.which("nvidia-smi")
+    answer = subprocess.run([program, "-L"], capture_output=True, timeout=60).stdout if program else b""
+    return len(re.findall(rb"(?m)^GPU \d+:", answer))
 
 
-def python_with_requirements(root: Path, in_container: bool, environment: Environment, orders: Orders) -> str:
+def python_with_requirements(root: Path, in_container: bool, environment: dict[str, str], orders: Orders) -> str:
     """A Python that has what the package's requirements.txt asks for: this one if nothing is missing.
 
-    Else the packages go into this one's environment in a container, and elsewhere into ROOT/venv, which sees the
-    packages of this one: a run never changes a user's environment. Raises NotStarted with pip's last lines.
+    Else packages go into this one's environment in a container, and elsewhere into ROOT/venv, which sees this one's: a
+    run never changes a user's environment. Raises NotStarted with pip's last lines.
     """
-    requirements, code = root / "code/requirements.txt", root / "code"
+    requirements = root / "code/requirements.txt"
     if not requirements.is_file():
         return sys.executable
-    elsewhere = (b"PIP_USER", b"PIP_TARGET", b"PIP_PREFIX", b"PIP_ROOT")
-    environment = {name: value for name, value in environment.items() if name not in elsewhere}
-    install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "-r", str(requirements)]
-    dry_run = [sys.executable, *install, "--dry-run", "--no-index", "--report", "-"]
-    with contextlib.suppress(
-        subprocess.SubprocessError, ValueError
-    ):  # a pip that cannot, or that finds something missing
-        answer = subprocess.run(dry_run, cwd=code, env=environment, capture_output=True, timeout=120, check=True)
-        if not json.loads(answer.stdout)["install"]:
-            return sys.executable
     python = sys.executable if in_container else make_overlay(root / "venv")
-    say(f"installing requirements.txt with {python}")
-    outcome = supervise([python, *install], orders, code, environment, grace_seconds=10)
+    elsewhere = ("PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT")
+    environment = {name: value for name, value in environment.items() if name not in elsewhere}
+    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
+    say("installing what is missing of requirements.txt")
+    outcome = supervise([*install, "-r", str(requirements)], orders, root / "code", environment, STRAGGLER_SECONDS)
+    orders.allow_start()
     if outcome.code:
-        stopped = 128 + outcome.stopped_by if outcome.stopped_by else 2
-        raise NotStarted(f"cannot install requirements.txt\n{last_error(outcome.stderr)}", stopped)
-    return python
+        raise NotStarted(f"cannot install requirements.txt\n{last_error(outcome.stderr)}")
+    return python if any(root.glob("venv/lib/*/site-packages/*.dist-info")) else sys.executable
 
 
 def make_overlay(folder: Path) -> str:
-    """Make a virtual environment that also sees this one's packages; returns its Python."""
-    # It sees the parent's pip too: ensurepip's seconds are only spent where there is none.
+    """Make a virtual environment that also sees this one's packages, among them its pip; returns its Python."""
     venv.EnvBuilder(clear=True, symlinks=True, with_pip=not importlib.util.find_spec("pip")).create(folder)
     seen = [path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")]
     # addsitedir, unlike a bare path, also follows the .pth files there: editable installs.
@@ -375,11 +325,8 @@ def make_overlay(folder: Path) -> str:
     return str(folder / "bin/python")
 
 
-def script_command(python: str, job: Job, resources: dict[str, Any], environment: Environment) -> list[str]:
-    """`python -u SCRIPT …`, under torch.distributed.run where there is more than one process or host.
-
-    Adds to *environment* what torchrun needs and the user did not set. Raises NotStarted if this host is none of them.
-    """
+def script_command(python: str, job: Job, resources: dict[str, Any], environment: dict[str, str]) -> list[str]:
+    """`python -u SCRIPT …`, under torchrun, and *environment* fit for it, where there are several processes or hosts."""
     script = [re.sub(r"\A-", "./-", job["script"]), *script_arguments(job)]
     hosts, host, processes = resources["hosts"], resources["current_host"], job["processes"]
     if host not in hosts:
@@ -392,10 +339,10 @@ def script_command(python: str, job: Job, resources: dict[str, Any], environment
         interface = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
         with socket.create_server(("127.0.0.1", 0)) as probe:
             address, port = probe.getsockname()
-    environment.setdefault(b"GLOO_SOCKET_IFNAME", encoded(interface))
-    environment.setdefault(b"OMP_NUM_THREADS", b"%d" % max(1, int(environment[b"SM_NUM_CPUS"]) // processes))
+    environment.setdefault("GLOO_SOCKET_IFNAME", interface)
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, int(environment["SM_NUM_CPUS"]) // processes)))
     # Else torchrun kills the workers 30 s after it passed SIGTERM on. (A torch that does not know it still does.)
-    environment.setdefault(b"TORCH_ELASTIC_SHUTDOWN_TIMEOUT", b"%d" % math.ceil(job["grace_seconds"]))
+    environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(int(job["grace_seconds"]) + 1))
     place = [f"--nnodes={len(hosts)}", f"--node-rank={hosts.index(host)}", f"--nproc-per-node={processes}"]
     place += [f"--master-addr={address}", f"--master-port={port}"]
     return [python, "-u", "-m", "torch.distributed.run", *place, *script]
@@ -405,7 +352,7 @@ class Orders:
     """What others want of the run: read from signals, and from pipes whose end stands for a signal."""
 
     def __init__(self, ends: dict[int, signal.Signals]) -> None:
-        self.ends = ends
+        self.ends, self.latest = ends, 0
         self.signals, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -424,111 +371,97 @@ class Orders:
                 wanted.append(self.ends.pop(source))
             elif b"k" in data:
                 wanted.append(signal.SIGKILL)
-        return signal.SIGKILL if signal.SIGKILL in wanted else max(wanted)
+        order = signal.SIGKILL if signal.SIGKILL in wanted else max(wanted)
+        self.latest = order or self.latest
+        return order
+
+    def allow_start(self) -> None:
+        """Raises NotStarted once there was an order."""
+        self.wait(0)
+        if self.latest:
+            raise NotStarted(f"stopped by {signal.Signals(self.latest).name} before the start")
 
 
 def supervise(
-    command: list[str], orders: Orders, folder: Path, environment: Environment, grace_seconds: float
+    words: list[str], orders: Orders, place: Path, environment: dict[str, str], grace_seconds: float
 ) -> Outcome:
-    """Run *command* to its end, and to the end of all that it started. Its stdout is ours, its stderr is passed on.
+    """Run a command in *place* to its end, and to the end of all that it started; what it writes to stderr is passed on.
 
-    The first order to stop is passed on to the command alone, which then has *grace_seconds*. SIGKILL goes to all.
-    Raises NotStarted if the order came before the start.
+    The first order goes to the command alone, which then has *grace_seconds*; SIGKILL goes to all. Raises NotStarted.
     """
-    stopped_by = orders.wait(0)
-    if stopped_by:
-        raise NotStarted(f"stopped by {signal.Signals(stopped_by).name} before the start", 128 + stopped_by)
-    process = subprocess.Popen(
-        [encoded(word) for word in command],
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    assert process.stderr is not None
+    orders.allow_start()
+    nothing, pipe = subprocess.DEVNULL, subprocess.PIPE
+    process = subprocess.Popen(words, cwd=place, env=environment, stdin=nothing, stderr=pipe, start_new_session=True)
     tail = bytearray()
-    reader = threading.Thread(target=pass_on, args=(process.stderr.fileno(), tail), daemon=True)
+    reader = threading.Thread(target=pass_on, args=(process.stderr, tail), daemon=True)
     reader.start()
-    deadline = math.inf
-    while (status := reap(process.pid)) is None:
+    stopped_by, deadline = 0, float("inf")
+    while (code := reap(process.pid)) is None:
         order = orders.wait(min(3600.0, max(0.0, deadline - time.monotonic())))
         if order == signal.SIGKILL or time.monotonic() >= deadline:
             stopped_by, deadline = signal.SIGKILL, time.monotonic() + 1
-            send(signal.SIGKILL, all_below(process.pid))
+            send_below(process.pid, signal.SIGKILL)
         elif order and not stopped_by:
             stopped_by, deadline = order, time.monotonic() + grace_seconds
-            send(order, [process.pid])
-    process.returncode = exit_code(status)
+            os.kill(process.pid, order)
+    process.returncode = code
     end_all(process.pid, 0 if stopped_by == signal.SIGKILL else STRAGGLER_SECONDS, orders)
     reader.join(STRAGGLER_SECONDS)  # not for ever: whoever reads our stderr may be stuck
-    return Outcome(process.returncode, tail.decode("utf-8", "replace"), stopped_by)
+    return Outcome(code, tail.decode("utf-8", "replace"), stopped_by)
 
 
-def pass_on(source: int, tail: bytearray) -> None:
-    """Write what comes from *source* to stderr at once, and keep the last of it in *tail*, whoever still listens."""
-    while block := os.read(source, 65536):
-        tail += block
-        del tail[:-TAIL_BYTES]
-        with contextlib.suppress(OSError):
-            while block:
-                select.select([], [2], [])  # a terminal may be in non-blocking mode
-                block = block[os.write(2, block) :]
-
-
-def send(signum: int, targets: list[int]) -> None:
-    for target in targets:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(target, signum)
+def pass_on(source: Any, tail: bytearray) -> None:
+    """Write what comes from the pipe *source* to stderr at once, whoever still listens, and keep its end in *tail*."""
+    with source:
+        while block := source.read1(65536):
+            tail += block
+            del tail[:-TAIL_BYTES]
+            with contextlib.suppress(OSError):
+                while block:
+                    select.select([], [2], [])  # a terminal may be in non-blocking mode
+                    block = block[os.write(2, block) :]
 
 
 def reap(pid: int) -> int | None:
-    """Collect all children that have ended; returns the wait status of *pid* if it is among them."""
-    found = None
+    """Collect all children that have ended; returns the exit code of *pid*, 128 + n for signal n, if it is among them."""
+    code = None
     with contextlib.suppress(ChildProcessError):
-        while (dead_and_status := os.waitpid(-1, os.WNOHANG))[0]:
-            found = dead_and_status[1] if dead_and_status[0] == pid else found
-    return found
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            code = os.waitstatus_to_exitcode(ended[1]) if ended[0] == pid else code
+    return 128 - code if code and code < 0 else code
 
 
-def exit_code(status: int) -> int:
-    code = os.waitstatus_to_exitcode(status)
-    return code if code >= 0 else 128 - code
-
-
-def all_below(group: int) -> list[int]:
-    """What `os.kill` reaches all descendants by: on Linux their ids, else -*group* while that group has members."""
-    if sys.platform != "linux":
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            return [-group] if os.kill(-group, 0) is None else []
-        return []
+def send_below(group: int, signum: int) -> bool:
+    """Send *signum* to all descendants, found by group where there is no /proc; whether there is any."""
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             state, parent = stat.read_bytes().rpartition(b")")[2].split()[:2]
-            if state not in (b"Z", b"X"):
-                parents[int(stat.parent.name)] = int(parent)
-    found = [os.getpid()]
+            parents[int(stat.parent.name)] = int(parent) if state not in (b"Z", b"X") else 0
+    found = [os.getpid()] if parents else [0, -group]
     for pid in found:  # grows as it is read
         found += [child for child, parent in parents.items() if parent == pid]
-    return found[1:]
+    reached = False
+    for target in found[1:]:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(target, signum)
+            reached = True
+    return reached
 
 
 def end_all(group: int, patience_seconds: float, orders: Orders) -> None:
     """End what a command, leader of *group*, left running: SIGTERM, and SIGKILL after *patience_seconds*."""
     deadline = time.monotonic() + patience_seconds
-    send(signal.SIGTERM if patience_seconds else signal.SIGKILL, all_below(group))
-    while left := all_below(group):
-        if time.monotonic() >= deadline:
-            send(signal.SIGKILL, left)
-        if orders.wait(0.05) == signal.SIGKILL:
-            deadline = -math.inf
+    signum: int = signal.SIGTERM if patience_seconds else signal.SIGKILL
+    while send_below(group, signum):
+        orders.wait(0.05)
         reap(group)
+        signum = signal.SIGKILL if orders.latest == signal.SIGKILL or time.monotonic() >= deadline else 0
 
 
 def without_torchrun(outcome: Outcome, first_rank: int) -> Outcome:
     """*outcome* as the worker that failed first left it: its exit code and its error, not what torchrun says of it."""
-    _, stderr, stopped_by = outcome
+    stderr, stopped_by = outcome.stderr, outcome.stopped_by
     told = re.split(r"(?m)^.*(?:Received \w+ death|Sending process \d|failed \(exitcode)", stderr, maxsplit=1)[0]
     failed = re.search(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+) ", stderr)
     if not failed:  # torchrun ends with 1 when it is stopped, whatever its workers do
@@ -541,13 +474,13 @@ def without_torchrun(outcome: Outcome, first_rank: int) -> Outcome:
 
 def failure_text(script: str, outcome: Outcome) -> str:
     """The script's last error, after how it ended where that is not told by it."""
-    how = f"ended with exit code {outcome.code}"
+    how = {128 + signum: f"was ended by {signum.name}" for signum in signal.Signals}
     if outcome.stopped_by:
-        how = f"was stopped by {signal.Signals(outcome.stopped_by).name}"
-    elif outcome.code - 128 in signal.valid_signals():
-        how = f"was ended by {signal.Signals(outcome.code - 128).name}"
-    first = f"{script} {how}\n" if outcome.code > 128 or not outcome.stderr.strip() else ""
-    return first + last_error(outcome.stderr, FAILURE_CHARACTERS - len(first))
+        how[outcome.code] = f"was stopped by {signal.Signals(outcome.stopped_by).name}"
+    if outcome.code not in how and outcome.stderr.strip():
+        return last_error(outcome.stderr)
+    first = f"{script} {how.get(outcome.code, f'ended with exit code {outcome.code}')}\n"
+    return (first + last_error(outcome.stderr, FAILURE_CHARACTERS - len(first))).strip()
 
 
 def last_error(text: str, most: int = FAILURE_CHARACTERS) -> str:
@@ -556,10 +489,10 @@ def last_error(text: str, most: int = FAILURE_CHARACTERS) -> str:
     starts = [n for n, line in enumerate(lines) if re.match(r"(  \+ Exception Group )?Traceback \(most recent", line)]
     if not starts:
         return "\n".join(lines)[-most:]
-    lines = lines[starts[-1] :]
-    message = next((n for n, line in enumerate(lines) if n and line[:1].strip()), len(lines) - 1)
-    fitting = [n for n in range(message + 1) if len("\n".join(lines[n:])) <= most]
-    return "\n".join(lines[min(fitting, default=message) :])[:most]
+    text = "\n".join(lines[starts[-1] :])
+    while len(text) > most and re.match(r"[ +]|Traceback \(", text) and "\n" in text:
+        text = text.partition("\n")[2]
+    return text[:most]
 
 
 def say(line: str) -> None:
@@ -572,4 +505,6 @@ def printable(text: str) -> str:
 
 
 if __name__ == "__main__":
+    if sys.getfilesystemencoding() != "utf-8":  # so that no locale changes an argument
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.argv])  # noqa: S606 (no shell is the point)
     sys.exit(main())

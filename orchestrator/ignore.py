@@ -179,8 +179,9 @@ def _parse(text: str, label: str) -> Iterator[Pattern]:
         body = body.removesuffix("/")
         regex = _translated(body)
         if regex is not None:
-            shown = line.encode("latin-1").decode("utf-8", "replace")
-            yield Pattern(f"{label}:{number}: {shown}", brings_back, dirs_only, "/" not in body, regex)
+            named = f"{label}:{number}: {line.encode('latin-1').decode('utf-8', 'replace')}"
+            named = named if named.isprintable() else errors.shown(named)
+            yield Pattern(named, brings_back, dirs_only, "/" not in body, regex)
 
 
 def _without_trailing_spaces(line: str) -> str:
@@ -202,7 +203,9 @@ def _translated(body: str) -> re.Pattern[str] | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # `[[]` is a set of one bracket, today and in this reading
-            return GitIgnoreSpecPattern(body).regex
+            regex, _ = GitIgnoreSpecPattern.pattern_to_regex(body)
+            # pathspec lets `[!x]` match a slash, git does not.
+            return re.compile(regex.replace("[^", "[^/")) if regex is not None else None
     except (ValueError, re.error):
         return None
 

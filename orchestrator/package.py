@@ -1,7 +1,7 @@
 """The files that go along with a run: their manifest, whose SHA-256 is the package's name, and the archive of exactly these.
 
     listing = walk(source_dir)      what goes in, what stays out, how large (reads no file but the ignore files)
-    manifest = hash_files(listing)  reads each file once: its hash, and no secret in it
+    manifest = hash_files(listing)  reads each file: its hash, and no secret in it
     package = build(manifest, …)    the archive, unless that digest is there already
 
 The digest covers path, mode (644 or 755) and contents of each file, and nothing else: not times, owners, umask, folder, or
@@ -13,11 +13,14 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
+import json
 import os
 import tarfile
 import tempfile
+import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -47,8 +50,9 @@ Progress = Callable[[str, int, int], None]
 
 FORMAT_LINE = b"orchestrate package 1\n"
 COMPRESSION_LEVEL = 6
+NOTED_BYTES = 1 << 20
+_SETTLED_NS = 2 * 10**9  # the coarsest clock of a file system, FAT's
 _BLOCK_BYTES = 1 << 17
-_WAITING_BLOCKS = 4
 _TEMPORARY_PREFIX = ".unfinished-"
 
 
@@ -59,6 +63,7 @@ class PackedFile:
     size_bytes: int
     sha256: str
     rule: str
+    stamp: tuple[int, ...] = dataclasses.field(default=(), repr=False, compare=False)  # to be noted, see _note
 
 
 @dataclass(frozen=True)
@@ -87,27 +92,35 @@ def scan(
     *,
     script: str | None = None,
     allow_files: Sequence[str] = (),
+    packages_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """walk and hash_files in one."""
-    return hash_files(walk(source_dir, script=script, allow_files=allow_files), progress=progress)
+    listing = walk(source_dir, script=script, allow_files=allow_files)
+    return hash_files(listing, packages_dir=packages_dir, progress=progress)
 
 
-def hash_files(listing: Listing, *, progress: Progress | None = None) -> Manifest:
+def hash_files(listing: Listing, *, packages_dir: Path | None = None, progress: Progress | None = None) -> Manifest:
     """Read and hash each file of *listing*, looking for keys on the way.
 
-    Raises BadInput, or Problems, for all that is wrong: what the walk met, files that cannot be read, that have changed
-    since the walk, or that hold a key.
+    With *packages_dir*, a large file is not read again if it is the one that the last build there noted. Raises BadInput,
+    or Problems, for all that is wrong: what the walk met, files that cannot be read, that have changed since the walk, or
+    that hold a key.
     """
+    noted = _noted(packages_dir, listing.source_dir) if packages_dir else {}
     files: list[PackedFile] = []
     problems: list[errors.OrchestrateError] = []
     total = _Counted("reading", listing.size_bytes, progress)
-    with concurrent.futures.ThreadPoolExecutor(1) as hashing:
-        for file in listing.files:
-            try:
-                files.append(_hashed(listing, file, hashing, problems, total))
-            except errors.BadInput as problem:
-                problems.append(problem)
+    for file in listing.files:
+        sha256 = noted.get((file.path, *file.stamp))
+        try:
+            if sha256:
+                total.add(file.size_bytes)
+                files.append(PackedFile(file.path, file.mode, file.size_bytes, sha256, file.rule, file.stamp))
+            else:
+                files.append(_read(listing, file, problems, total))
+        except errors.BadInput as problem:
+            problems.append(problem)
     errors.raise_all(limited([*listing.problems, *problems]))
     return Manifest(listing.source_dir, tuple(files), listing.left_out, manifest_digest(files), listing.size_bytes)
 
@@ -133,6 +146,7 @@ def build(manifest: Manifest, packages_dir: Path, *, progress: Progress | None =
             state.make_private(packages_dir)
             _remove_stale(packages_dir)
             _write_archive(manifest, path, _Counted("packing", manifest.size_bytes, progress))
+        _note(manifest, packages_dir)
         return Package(manifest.digest, path, manifest.size_bytes, path.stat().st_size, reused)
 
 
@@ -149,40 +163,50 @@ class _Counted:
             self._progress(self._stage, self._done_bytes, self._total_bytes)
 
 
-def _hashed(
-    listing: Listing,
-    file: SourceFile,
-    hashing: concurrent.futures.Executor,
-    problems: list[errors.OrchestrateError],
-    total: _Counted,
-) -> PackedFile:
+def _read(listing: Listing, file: SourceFile, problems: list[errors.OrchestrateError], total: _Counted) -> PackedFile:
     """*file* with its hash; what it holds of keys is added to *problems*."""
-    digest = hashlib.sha256()
-    blocks = _hashed_blocks(_blocks(listing.source_dir, file.path, file.stamp), digest, hashing, total)
-    if file.path in listing.allow_files:
-        collections.deque(blocks, maxlen=0)
+    digest, now_ns = hashlib.sha256(), time.time_ns()
+
+    def hashed_blocks() -> Iterator[bytes]:
+        for block in _blocks(listing.source_dir, file.path, file.stamp):
+            digest.update(block)
+            total.add(len(block))
+            yield block
+
+    allowed = file.path in listing.allow_files
+    if allowed:
+        collections.deque(hashed_blocks(), maxlen=0)
     else:
-        problems += _secrets_in(listing.source_dir, file.path, blocks)
-    return PackedFile(file.path, file.mode, file.size_bytes, digest.hexdigest(), file.rule)
+        problems += _secrets_in(listing.source_dir, file.path, hashed_blocks())
+    settled = now_ns - max(file.stamp[-2:]) > _SETTLED_NS
+    note = file.stamp if settled and not allowed and file.size_bytes >= NOTED_BYTES else ()
+    return PackedFile(file.path, file.mode, file.size_bytes, digest.hexdigest(), file.rule, note)
 
 
-def _hashed_blocks(
-    blocks: Iterator[bytes], digest: hashlib._Hash, hashing: concurrent.futures.Executor, total: _Counted
-) -> Iterator[bytes]:
-    """Pass *blocks* on, hashing each in another thread meanwhile (hashlib lets go of the interpreter's lock)."""
-    waiting: collections.deque[concurrent.futures.Future[None]] = collections.deque()
-    for block in blocks:
-        # A few may wait: this thread holds the lock while it searches a block, so the other begins one behind it.
-        while len(waiting) > (_WAITING_BLOCKS if len(block) == _BLOCK_BYTES else 0):
-            waiting.popleft().result()
-        if len(block) == _BLOCK_BYTES:
-            waiting.append(hashing.submit(digest.update, block))
-        else:
-            digest.update(block)  # the file's last: not worth handing over
-        total.add(len(block))
-        yield block
-    for pending in waiting:
-        pending.result()
+def _notes_file(packages_dir: Path, source_dir: Path) -> Path:
+    return packages_dir / f"seen-{hashlib.sha256(os.fsencode(source_dir)).hexdigest()[:16]}.json"
+
+
+def _noted(packages_dir: Path, source_dir: Path) -> dict[tuple[object, ...], str]:
+    """The hashes of the large files that the last build noted, by path and stamp; none where the notes cannot be read."""
+    try:
+        notes = json.loads(_notes_file(packages_dir, source_dir).read_text("utf-8"))
+        return {(path, *stamp): sha256 for path, stamp, sha256 in notes[secrets.FORMS]}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+
+
+def _note(manifest: Manifest, packages_dir: Path) -> None:
+    """Note the large files' hashes, so that the next package of this folder need not read those that stay as they are.
+
+    As in git's index, a file is known by its device, inode, size and times, and noted only if it was last written some
+    seconds before it was read: a later change then changes a time. Smaller files, so all code, are read each time.
+    """
+    notes = [(file.path, file.stamp, file.sha256) for file in manifest.files if file.stamp]
+    path = _notes_file(packages_dir, manifest.source_dir)
+    data = json.dumps({secrets.FORMS: notes}).encode()
+    if notes and not (path.exists() and path.read_bytes() == data):
+        state.write_whole(path, data)
 
 
 def _secrets_in(source_dir: Path, path: str, blocks: Iterable[bytes]) -> Iterator[errors.BadInput]:
@@ -190,12 +214,11 @@ def _secrets_in(source_dir: Path, path: str, blocks: Iterable[bytes]) -> Iterato
     for found in secrets.find(blocks):
         first.setdefault(found.kind, found)
     for found in first.values():
-        with contextlib.suppress(OSError):  # it was there a moment ago; without its line the message still stands
-            line = secrets.line_of(source_dir / path, found.offset)
-        yield errors.BadInput(
-            f"{shown_path(path)}:{line} looks like a secret ({found.kind})",
-            hint=leave_out(source_dir, path, allow=True),
-        )
+        where = shown_path(path)
+        with contextlib.suppress(OSError):  # should it be gone meanwhile, the message stands without the line
+            where = f"{where}:{secrets.line_of(source_dir / path, found.offset)}"
+        what = f"{where} looks like a secret ({found.kind})"
+        yield errors.BadInput(what, hint=leave_out(source_dir, path, allow=True))
 
 
 def _blocks(source_dir: Path, path: str, expected: tuple[int, ...] | None = None) -> Iterator[bytes]:

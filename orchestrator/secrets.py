@@ -8,6 +8,7 @@ their issuers mark them (`AKIA…`, `AIza…`, `hf_…`, `ghp_…`), or the word
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ _TOKEN = re.compile(
       | (?P<Google_refresh_token>   (?<=1//)0[A-Za-z0-9_-]{40,} )
       | (?P<Hugging_Face_token>     (?:hf_|api_org_)[A-Za-z0-9]{30,} )
       | (?P<GitHub_token>           gh[pousr]_[A-Za-z0-9]{36,} | github_pat_[A-Za-z0-9_]{50,} )
-      | (?P<Slack_token>            xox[abeoprs]-[A-Za-z0-9-]{15,} | xapp-[0-9]-[A-Za-z0-9-]{15,} )
+      | (?P<Slack_token>            xox[abeoprs]-[0-9][A-Za-z0-9-]{14,} | xapp-[0-9]-[A-Za-z0-9-]{15,} )
       | (?P<PyPI_token>             pypi-AgE[A-Za-z0-9_-]{50,} )
       | (?P<OpenAI_key>             sk-proj-[A-Za-z0-9_-]{20,} )
       | (?P<Anthropic_key>          sk-ant-[A-Za-z0-9_-]{20,} )
@@ -75,6 +76,8 @@ _PEM = re.compile(
     (?: [A-Za-z0-9+/]{16} | Proc-Type: | DEK-Info: | Version: | Comment: | [A-Za-z0-9+/=.\s\\]{0,300}-----END )""",
     re.VERBOSE,
 )
+FORMS = f"{zlib.crc32(_TOKEN.pattern + _PEM.pattern + _WANDB_BEFORE.pattern + _EXAMPLE.pattern):08x}"
+"""Tells these forms from other versions' ones: what was searched for others has to be searched again."""
 _MARGIN_BYTES = 512  # no form above is longer, nor looks further back
 _BLOCK_BYTES = 1 << 17
 

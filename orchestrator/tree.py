@@ -22,7 +22,7 @@ MAX_FILES = 20_000
 MAX_NAME_BYTES = 255
 MAX_PATH_BYTES = 2_048  # Linux takes 4,096, with the folder that the package is unpacked into
 EVERYTHING = "everything under the folder"
-_COUNTED_FILES = 10 * MAX_FILES  # beyond, "most files" is told from those seen so far
+_MAX_ENTRIES = 5 * MAX_FILES  # files and folders after which the walk ends: links can make them many without end
 _SHOWN_PROBLEMS = 20
 
 
@@ -34,7 +34,7 @@ class SourceFile:
     mode: int  # 0o644 or 0o755
     size_bytes: int
     rule: str
-    stamp: tuple[int, int, int, int]  # device, inode, size, mtime in ns: other ones mean that it has changed since
+    stamp: tuple[int, ...]  # another one means that it has changed since
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,10 +178,13 @@ class _Walker:
                 met = self._meet(f"{folder.path}/{name}" if folder.path else name, folder, rules)
                 if met is not None:
                     waiting.append(met)
-            if len(self.files) + len(self.folders) > _COUNTED_FILES:
+            if len(self.files) + len(self.folders) > _MAX_ENTRIES:
                 break
-        if len(self.files) > MAX_FILES or waiting:
+        if len(self.files) > MAX_FILES:
             raise _too_many(self.source, self.files)
+        if waiting:
+            what = f"over {_MAX_ENTRIES:,} files and folders in {shown_path(self._source)}: links multiply them"
+            raise errors.BadInput(what, hint="--source-dir PROJECT")
 
     def _meet(self, path: str, folder: _Folder, rules: Rules) -> _Folder | None:
         """Note what lies at *path*; returns it if it is a folder to go into."""
@@ -231,8 +234,8 @@ class _Walker:
     def _target(self, path: str, full_path: str) -> str:
         """Where the link at *path* leads, relative to the source folder. Raises BadInput if not to something inside."""
         target = os.path.realpath(full_path)
-        shown = f"{shown_path(path)} leads to {errors.shown(target)}"
-        copy_or_leave = f"copy the file to that place, or {leave_out(self.source, path)}"
+        shown = f"{shown_path(path)} leads to {shown_path(target)}"
+        copy_or_leave = f"copy here what it leads to, or {leave_out(self.source, path)}"
         try:
             Path(full_path).stat()
         except OSError as error:
@@ -290,9 +293,9 @@ _KINDS = {
 }
 
 
-def stamp(status: os.stat_result) -> tuple[int, int, int, int]:
-    """What tells that a file has been written to or replaced since it was last looked at."""
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+def stamp(status: os.stat_result) -> tuple[int, ...]:
+    """What tells that a file has been written to or replaced since it was last looked at; its times (ns) come last."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def shown_path(path: str) -> str:
@@ -309,7 +312,8 @@ def leave_out(source: Path, path: str, *, allow: bool = False) -> str:
 def _add_line(source: Path, line: str) -> str:
     own_file = source / ignore.OWN_FILE
     near = os.path.relpath(own_file)
-    return f"echo {shlex.quote(line)} >> {shlex.quote(str(own_file) if near.startswith('..') else near)}"
+    say = r"printf '%s\n'" if "\\" in line else "echo"  # some shells' echo reads backslashes
+    return f"{say} {shlex.quote(line)} >> {shlex.quote(str(own_file) if near.startswith('..') else near)}"
 
 
 def limited(problems: Sequence[errors.OrchestrateError]) -> Iterator[errors.OrchestrateError]:
