@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
@@ -47,7 +48,7 @@ def article_model() -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
 
 
-def over_loader(loader: DataLoader[tuple[torch.Tensor, torch.Tensor]]) -> Epoch:
+def over_loader(loader: DataLoader[Any]) -> Epoch:
     """An epoch as tutorials write it: the loss and the right answers are added up, nothing else is done."""
     model, loss_of = article_model(), nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -89,7 +90,7 @@ def our_epoch(mlp: ModuleType, folder: Path, images: int) -> Epoch:
 
     def epoch() -> None:
         training.step = 0
-        training.train_epoch(lambda step: 0)
+        training.train_epoch(lambda _step: 0)
 
     return epoch
 

@@ -281,7 +281,7 @@ class Training:
             batch = order[self.step * args.batch_size : (self.step + 1) * args.batch_size]
             mine = batch[RANK::PROCESSES]
             noise.manual_seed(((args.seed * 1_009 + self.epoch) * 1_000_003 + self.step) * PROCESSES + RANK)
-            logits = self.network(part.images[mine])
+            logits = self.network(part.images.index_select(0, mine))  # of bytes, four times as fast as images[mine]
             targets = part.labels[mine]
             summed = F.cross_entropy(logits, targets, reduction="sum")
             # DDP takes the mean over processes: this makes it the mean over the whole batch, however that divides

@@ -1,8 +1,8 @@
 """The commands as functions, for notebooks and programs: the same verbs, the same ledger, errors as exceptions.
 
-    import orchestrator
-    run = orchestrator.submit("train.py", arguments=["--epochs", "3"], data={"training": "sample:mnist"})
-    orchestrator.last_metrics(run.id)["val_accuracy"]
+import orchestrator
+run = orchestrator.submit("train.py", arguments=["--epochs", "3"], data={"training": "sample:mnist"})
+orchestrator.last_metrics(run.id)["val_accuracy"]
 """
 
 from __future__ import annotations
@@ -26,7 +26,12 @@ def dry_run(script: str | Path | None = None, *, folder: Path | None = None, **o
 
 
 def submit(
-    script: str | Path | None = None, *, folder: Path | None = None, detach: bool = False, smoke: bool = False, **options: Any
+    script: str | Path | None = None,
+    *,
+    folder: Path | None = None,
+    detach: bool = False,
+    smoke: bool = False,
+    **options: Any,
 ) -> Run:
     """Train *script* as `orchestrate submit` would if typed in *folder* (default: the current one).
 
@@ -38,7 +43,11 @@ def submit(
 
     Raises OrchestrateError, with all that is wrong at once, before anything is started.
     """
-    launched = launch.submit(_prepare(script, folder, options), run_smoke=smoke)
+    prepared = _prepare(script, folder, options)
+    channels = launch.fetch_data(prepared)
+    if smoke:
+        launch.smoke_run(prepared, channels)
+    launched = launch.submit(prepared, channels)
     if detach:
         launched.started.let_go()
         return launched.run
@@ -108,4 +117,6 @@ def cancel(run_id: str | None = None, *, grace_seconds: int | None = None) -> No
     run = launch.find(run_id)
     if not run.ended:
         own = int(run.plan["limits"]["grace_seconds"])
-        launch.cancel(run, grace_seconds=own if grace_seconds is None else grace_seconds, reason="cancelled from Python")
+        launch.cancel(
+            run, grace_seconds=own if grace_seconds is None else grace_seconds, reason="cancelled from Python"
+        )

@@ -8,8 +8,7 @@ on failure, the script's last error lines: docs/design.md, "One contract, three 
     $ORCHESTRATE_ROOT           the folder of input/, code/, model/, checkpoints/, output/; else /opt/ml on SageMaker
     $ORCHESTRATE_JOB            the job.json to use; else ROOT/input/data/job/job.json
     $ORCHESTRATE_LIFELINE_FD    read end of a pipe: its end counts as SIGTERM, a byte `k` means "kill now"
-
-Exit code: the script's own; 128 + n if signal n ended it; 2 if it was never started: ROOT/output/failure says why.
+    exit code                   the script's; 128 + n if signal n ended it; 2 if not started (see ROOT/output/failure)
 """
 
 from __future__ import annotations
@@ -41,7 +40,6 @@ MOST_MEMBERS, MOST_RATIO, MOST_BYTES_ANYWAY = 100_000, 200, 1024**3  # a package
 FAILURE_CHARACTERS = 1024  # SageMaker shows the first 1024 of the failure file
 TAIL_BYTES = 64 * 1024  # of stderr: room for each rank's traceback before what torchrun adds
 STRAGGLER_SECONDS = 5.0  # from SIGTERM to SIGKILL, for pip and for what a script left running
-PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 Job = Dict[str, Any]  # job.json, checked against JOB_FIELDS
 Outcome = NamedTuple("Outcome", [("code", int), ("stderr", str), ("stopped_by", int)])  # of a command; 0: nothing
@@ -57,20 +55,19 @@ def main() -> int:
 
     This process, whose id others know, passes signals on and waits. Its child, the keeper, is in a session of its own
     and starts the script in yet another: kill -9 of this process, or of its group, reaches neither but ends the guard
-    pipe, and then the keeper kills all below it. Being their subreaper (on Linux; elsewhere only the script's group is
-    found), it finds those that left the script's group too, as torchrun's workers do. This process does so for the keeper.
+    pipe, and then the keeper kills all below it, even what left the script's group as torchrun's workers do: it is their
+    subreaper (on Linux; elsewhere only the group is found). If the keeper is killed, this process does the same.
     """
     guard, guarded = os.pipe()
-    lifeline = os.environ.get("ORCHESTRATE_LIFELINE_FD")
+    lifelines = [int(number) for number in [os.environ.get("ORCHESTRATE_LIFELINE_FD")] if number]
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     keeper = os.fork()
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
     if keeper == 0:
         os.close(guarded)
         os.setsid()
-        lifelines = {int(lifeline): signal.SIGTERM} if lifeline else {}
-        return keep(Orders({guard: signal.SIGKILL, **lifelines}))
+        return keep(Orders({guard: signal.SIGKILL, **dict.fromkeys(lifelines, signal.SIGTERM)}))
     orders = Orders({})
     while (code := reap(keeper)) is None:
         os.kill(keeper, orders.wait())
@@ -91,7 +88,7 @@ def keep(orders: Orders) -> int:
         code, problem = 128 + orders.latest if orders.latest else 2, str(error)
         say("error: " + problem.split("\n")[0])
     if code and root:
-        with contextlib.suppress(OSError):  # a full disk is told already
+        with contextlib.suppress(OSError):  # a full disk: stderr has it
             beside = root / "output/failure.tmp"
             beside.write_text(printable(problem)[:FAILURE_CHARACTERS], encoding="utf-8")
             beside.replace(root / "output/failure")
@@ -227,17 +224,14 @@ def unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, l
 
 
 def script_arguments(job: Job) -> list[str]:
-    """`--NAME VALUE` for each hyperparameter in the file's order, then the arguments, which therefore win."""
-    words: list[str] = []
-    for name, value in job["hyperparameters"].items():  # argparse takes a word that begins with - for an option
-        words += [f"--{name}={value}"] if value.startswith("-") else [f"--{name}", value]
-    return [*words, *job["arguments"]]
+    """`--NAME VALUE`, or `--NAME=VALUE` where argparse would see an option, in order; then the arguments, which win."""
+    pairs = [[f"--{n}={v}"] if v.startswith("-") else [f"--{n}", v] for n, v in job["hyperparameters"].items()]
+    return [*(word for pair in pairs for word in pair), *job["arguments"]]
 
 
 def script_environment(root: Path, job: Job, resources: dict[str, Any], channels: dict[str, Any]) -> dict[str, str]:
     """What this process has, then the job's variables, then the uniform ones, formatted as sagemaker-training does."""
     data = sorted(name for name in channels if name not in ("code", "job"))  # which carry the package and job.json
-    hyperparameters = sorted(job["hyperparameters"].items())
     uniform = {
         "SM_MODEL_DIR": f"{root}/model",
         "SM_OUTPUT_DIR": f"{root}/output",
@@ -251,8 +245,8 @@ def script_environment(root: Path, job: Job, resources: dict[str, Any], channels
         "SM_HOSTS": compact(resources["hosts"]),
         "SM_CURRENT_HOST": resources["current_host"],
         "SM_NETWORK_INTERFACE_NAME": str(resources.get("network_interface_name", "")),
-        "SM_HPS": "{" + ",".join(f"{compact(name)}:{as_json(value)}" for name, value in hyperparameters) + "}",
-        **{f"SM_HP_{name}": value for name, value in hyperparameters},
+        "SM_HPS": "{" + ",".join(f"{compact(n)}:{as_json(v)}" for n, v in sorted(job["hyperparameters"].items())) + "}",
+        **{f"SM_HP_{name}": value for name, value in job["hyperparameters"].items()},
         "SM_USER_ARGS": compact(script_arguments(job)),
         "SM_USER_ENTRY_POINT": job["script"],
         "SM_RESOURCE_CONFIG": compact(resources),
@@ -265,8 +259,7 @@ def script_environment(root: Path, job: Job, resources: dict[str, Any], channels
     # Not passed on: another run's values, and what would mislead another bootstrap.py below this one.
     foreign = ("SM_CHANNEL_", "SM_HP_", "ORCHESTRATE_ROOT", "ORCHESTRATE_JOB", "ORCHESTRATE_LIFELINE_FD")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-    named = {re.sub("[-.]", "_", name).upper(): value for name, value in uniform.items()}
-    return {**inherited, **job["environment"], **named}
+    return {**inherited, **job["environment"], **{re.sub("[-.]", "_", name).upper(): uniform[name] for name in uniform}}
 
 
 def as_json(text: str) -> str:
@@ -304,8 +297,8 @@ def python_with_requirements(root: Path, in_container: bool, environment: dict[s
     if not requirements.is_file():
         return sys.executable
     python = sys.executable if in_container else make_overlay(root / "venv")
-    elsewhere = ("PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT")
-    environment = {name: value for name, value in environment.items() if name not in elsewhere}
+    elsewhere = ("PIP_USER", "PIP_TARGET", "PIP_PREFIX")
+    environment = {name: environment[name] for name in environment if name not in elsewhere}
     install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
     say("installing what is missing of requirements.txt")
     outcome = supervise([*install, "-r", str(requirements)], orders, root / "code", environment, STRAGGLER_SECONDS)
@@ -319,8 +312,7 @@ def make_overlay(folder: Path) -> str:
     """Make a virtual environment that also sees this one's packages, among them its pip; returns its Python."""
     venv.EnvBuilder(clear=True, symlinks=True, with_pip=not importlib.util.find_spec("pip")).create(folder)
     seen = [path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")]
-    # addsitedir, unlike a bare path, also follows the .pth files there: editable installs.
-    lines = "".join(f"import site; site.addsitedir({path!r})\n" for path in seen)
+    lines = "".join(f"import site; site.addsitedir({path!r})\n" for path in seen)  # follows their .pth files too
     next(folder.glob("lib/python*/site-packages")).joinpath("parent.pth").write_text(lines, encoding="utf-8")
     return str(folder / "bin/python")
 
@@ -382,16 +374,14 @@ class Orders:
             raise NotStarted(f"stopped by {signal.Signals(self.latest).name} before the start")
 
 
-def supervise(
-    words: list[str], orders: Orders, place: Path, environment: dict[str, str], grace_seconds: float
-) -> Outcome:
+def supervise(words: list[str], orders: Orders, place: Path, environ: dict[str, str], grace_seconds: float) -> Outcome:
     """Run a command in *place* to its end, and to the end of all that it started; what it writes to stderr is passed on.
 
     The first order goes to the command alone, which then has *grace_seconds*; SIGKILL goes to all. Raises NotStarted.
     """
     orders.allow_start()
     nothing, pipe = subprocess.DEVNULL, subprocess.PIPE
-    process = subprocess.Popen(words, cwd=place, env=environment, stdin=nothing, stderr=pipe, start_new_session=True)
+    process = subprocess.Popen(words, cwd=place, env=environ, stdin=nothing, stderr=pipe, start_new_session=True)
     tail = bytearray()
     reader = threading.Thread(target=pass_on, args=(process.stderr, tail), daemon=True)
     reader.start()
@@ -461,13 +451,12 @@ def end_all(group: int, patience_seconds: float, orders: Orders) -> None:
 
 def without_torchrun(outcome: Outcome, first_rank: int) -> Outcome:
     """*outcome* as the worker that failed first left it: its exit code and its error, not what torchrun says of it."""
-    stderr, stopped_by = outcome.stderr, outcome.stopped_by
+    code, stderr, stopped_by = outcome
     told = re.split(r"(?m)^.*(?:Received \w+ death|Sending process \d|failed \(exitcode)", stderr, maxsplit=1)[0]
     failed = re.search(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+) ", stderr)
     if not failed:  # torchrun ends with 1 when it is stopped, whatever its workers do
-        return Outcome(128 + stopped_by if stopped_by and outcome.code else outcome.code, told, stopped_by)
+        return Outcome(128 + stopped_by if stopped_by and code else code, told, stopped_by)
     code = int(failed[1])
-    # Once it has a process group, a worker's traceback is marked with its rank.
     marked = re.findall(rf"(?m)^\[rank{first_rank + int(failed[2])}\]: ?(.*)", told)
     return Outcome(code if code >= 0 else 128 - code, "\n".join(marked) or told, stopped_by)
 

@@ -147,8 +147,13 @@ def submit(
         _show_dry_run(prepared, as_json=as_json)
         return
     _say_start(prepared)
+    channels = launch.fetch_data(prepared)
+    if smoke:
+        print("smoke run: a few steps in a scratch folder", file=sys.stderr)
+        launch.smoke_run(prepared, channels)
+        print("smoke run passed", file=sys.stderr)
     with render.progress_bar() as progress:
-        launched = launch.submit(prepared, run_smoke=smoke, progress=progress)
+        launched = launch.submit(prepared, channels, progress=progress)
     if detach:
         _detached(launched, as_json=as_json)
     else:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from orchestrator import entrypoint as entrypoints
 from orchestrator import samples as sample_data
 from orchestrator.backends import Backend, Started
 from orchestrator.entrypoint import Entrypoint
-from orchestrator.errors import BadInput, OrchestrateError, raise_all
+from orchestrator.errors import BadInput, OrchestrateError, StateError, raise_all
 from orchestrator.package import Manifest
 from orchestrator.plan import Plan
 from orchestrator.runs import Ledger, Run, RunState, utc_now
@@ -167,46 +170,56 @@ def _notes(spec: TrainingSpec, machine: catalog.Machine | None) -> tuple[str, ..
 
 
 def _cpus_here() -> int:
-    import os
-
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def submit(prepared: Prepared, *, run_smoke: bool = False, progress: Progress | None = None) -> Launched:
-    """Write the intent, make the package, start the run. After the first of these the run is never lost.
-
-    run_smoke: first run the script for a few steps in a scratch folder; it raises ScriptFailed before anything is launched.
-    """
-    decided = prepared.plan
-    channels = {name: _channel_folder(place) for name, place in decided.channels}
+def fetch_data(prepared: Prepared) -> dict[str, Path]:
+    """The folder of each data channel, with sample data downloaded where it is not cached. Progress goes to stderr."""
+    folders = {name: _channel_folder(place) for name, place in prepared.plan.channels}
     crashpoints.reached("data ready")
-    if run_smoke:
-        smoke.run(prepared.request, prepared.manifest, decided.entrypoint, channels)
+    return folders
+
+
+def smoke_run(prepared: Prepared, channels: dict[str, Path]) -> None:
+    """Run the script for a few steps in a scratch folder. Raises ScriptFailed, before anything is launched."""
+    smoke.run(prepared.request, prepared.manifest, prepared.plan.entrypoint, channels)
+
+
+def submit(prepared: Prepared, channels: dict[str, Path], *, progress: Progress | None = None) -> Launched:
+    """Write the intent, make the package, start the run. After the first of these the run is never lost."""
+    decided = prepared.plan
     state.make_private(decided.run_dir)
     lock = state.hold_lock(decided.run_dir / state.SUBMIT_LOCK)
     assert lock is not None, "a new run's folder belongs to nobody else"
-    run = _intent(prepared)
-    with Ledger.open(state.ledger_file()) as ledger:
-        crashpoints.reached("ledger open")
-        ledger.insert(run)
-        crashpoints.reached("intent written")
-        try:
+    try:
+        with Ledger.open(state.ledger_file()) as ledger:
+            crashpoints.reached("ledger open")
+            ledger.insert(run := _intent(prepared))
+            crashpoints.reached("intent written")
             return _start(prepared, run, channels, ledger, progress)
-        except OrchestrateError as error:
-            ledger.move(run.id, RunState.ABANDONED, note=f"not started: {error.what}")
-            raise
+    except OrchestrateError:
+        if not (decided.run_dir / "root").exists():
+            shutil.rmtree(decided.run_dir, ignore_errors=True)
+        raise
+    finally:
+        os.close(lock)
 
 
 def _start(
     prepared: Prepared, run: Run, channels: dict[str, Path], ledger: Ledger, progress: Progress | None
 ) -> Launched:
-    built = package.build(prepared.manifest, state.packages_dir(), progress=progress)
-    crashpoints.reached("archive ready")
-    ledger.move(run.id, RunState.PACKAGED)
-    crashpoints.reached("packaged written")
-    ledger.move(run.id, RunState.STARTING)
-    crashpoints.reached("starting written")
-    started = prepared.backend.submit(run, prepared.request, built.path, channels)
+    try:
+        built = package.build(prepared.manifest, state.packages_dir(), progress=progress)
+        crashpoints.reached("archive ready")
+        ledger.move(run.id, RunState.PACKAGED)
+        crashpoints.reached("packaged written")
+        ledger.move(run.id, RunState.STARTING)
+        crashpoints.reached("starting written")
+        started = prepared.backend.submit(run, prepared.request, built.path, channels)
+    except OrchestrateError as error:
+        with contextlib.suppress(StateError):  # on a full disk a later command finds that nobody is at it any more
+            ledger.move(run.id, RunState.ABANDONED, note=f"not started: {error.what}")
+        raise
     crashpoints.reached("started")
     return Launched(ledger.get(run.id), started, built)
 
@@ -262,8 +275,3 @@ def find(reference: str | None) -> Run:
 def cancel(run: Run, *, grace_seconds: int, reason: str) -> None:
     """Ask *run* to stop; see Backend.cancel. The run's own end tells whether it did."""
     backends.load(run.backend).cancel(run, grace_seconds=grace_seconds, reason=reason)
-
-
-def with_sources(spec: TrainingSpec, script: str | None) -> TrainingSpec:
-    """*spec* with another script, if one is named."""
-    return spec if script is None else replace(spec, script=script)

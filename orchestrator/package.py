@@ -128,7 +128,8 @@ def hash_files(listing: Listing, *, packages_dir: Path | None = None, progress: 
 def manifest_digest(files: Iterable[PackedFile]) -> str:
     """The package's name: 64 hex digits. bootstrap.py computes the same from what it unpacks."""
     digest = hashlib.sha256(FORMAT_LINE)
-    for path, file in sorted((file.path.encode(), file) for file in files):
+    for file in sorted(files, key=lambda file: file.path.encode()):
+        path = file.path.encode()
         digest.update(b"%o %s %d:%s\n" % (file.mode, file.sha256.encode(), len(path), path))
     return digest.hexdigest()
 
@@ -145,7 +146,13 @@ def build(manifest: Manifest, packages_dir: Path, *, progress: Progress | None =
         if not reused:
             state.make_private(packages_dir)
             _remove_stale(packages_dir)
-            _write_archive(manifest, path, _Counted("packing", manifest.size_bytes, progress))
+            try:
+                _write_archive(manifest, path, _Counted("packing", manifest.size_bytes, progress))
+            except errors.BadInput:
+                _notes_file(packages_dir, manifest.source_dir).unlink(
+                    missing_ok=True
+                )  # should it be they that are wrong
+                raise
         _note(manifest, packages_dir)
         return Package(manifest.digest, path, manifest.size_bytes, path.stat().st_size, reused)
 

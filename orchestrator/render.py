@@ -115,7 +115,10 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
     stop = "none (a local run)" if spec.max_hours is None else f"{spec.max_hours} h"
     yield "hard stop", f"{stop}; {spec.grace_seconds} s to save after SIGTERM"
     yield "cost here", "$0 (this machine)" if spec.backend == "local" else "see below"
-    yield "package", f"{plan.package_digest[:16]}…, {counted(plan.package_files, 'file')}, {megabytes(plan.package_bytes)}"
+    yield (
+        "package",
+        f"{plan.package_digest[:16]}…, {counted(plan.package_files, 'file')}, {megabytes(plan.package_bytes)}",
+    )
     for note in plan.notes:
         yield "note", note
 

@@ -95,7 +95,7 @@ def wait_until(condition: Callable[[], Any], seconds: float = 30, what: str = "i
 
 
 def processes_of(folder: Path) -> list[int]:
-    """Live processes whose command line or environment names *folder*: commands that use it, and all that its runs have started."""
+    """Live processes whose command line or environment names *folder*: commands, and all that runs have started."""
     import psutil
 
     found = []

@@ -343,6 +343,7 @@ def test_a_large_file_that_is_the_one_noted_is_not_read_again(source: Path, pack
     assert scan(source).digest != scan(source, packages_dir=packages).digest, "only who gives the folder asks the notes"
     with pytest.raises(BadInput, match=r"data\.bin changed while it was packed"):
         build(scan(source, packages_dir=packages), packages)
+    assert hash_of(source, packages) == honest, "notes that turn out wrong are forgotten"
 
 
 @pytest.mark.parametrize("how", ["in place", "by another file", "grew"])

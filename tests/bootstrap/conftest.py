@@ -15,7 +15,7 @@ import tarfile
 import textwrap
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import pytest
 BOOTSTRAP = Path(__file__).resolve().parents[2] / "orchestrator" / "bootstrap.py"
 PATIENCE_SECONDS = 60  # until something that should happen counts as never happening
 
-Files = dict[str, "str | bytes"]
+Files = Mapping[str, "str | bytes"]
 
 
 def manifest_digest(files: Files, mode: str = "644") -> str:

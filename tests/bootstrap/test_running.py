@@ -16,7 +16,7 @@ IGNORES_SIGTERM = """
     import signal, time
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    print("ready", flush=True)
+    print("ready\\n", end="", flush=True)
     while True:
         time.sleep(60)
 """
@@ -24,10 +24,11 @@ IGNORES_SIGTERM = """
 FAMILY = """
     import signal, subprocess, sys, time
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
+    ready = "print('ready\\\\n', end='', flush=True)"  # in one write
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + ready + "; time.sleep(600)"
     subprocess.Popen([sys.executable, "-c", deaf])
     subprocess.Popen([sys.executable, "-c", deaf], start_new_session=True)
-    print("ready", flush=True)
+    exec(ready)
     {end}
 """
 STAYS = FAMILY.format(end="time.sleep(600)")
@@ -47,6 +48,15 @@ def test_every_argument_arrives_byte_for_byte_in_the_folder_of_the_code(place: P
     assert json.loads(ended.out) == [argv, str(place.root / "code"), ""]
     for folder in ("model", "checkpoints", "output/data"):
         assert (place.root / folder).is_dir()
+
+
+def test_a_locale_without_utf_8_changes_no_argument(place: Place) -> None:
+    script = (
+        "import os, sys; sys.stdout.buffer.write(b'|'.join(map(os.fsencode, [*sys.argv[1:], os.environ['SM_HP_X']])))"
+    )
+    place.lay_out({"train.py": script}, hyperparameters={"x": "ü"}, arguments=["é\udcff"])
+    ended = place.ended(place.start(env={"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}))
+    assert (ended.code, ended.out) == (0, "--x|ü|é".encode() + b"\xff|" + "ü".encode())
 
 
 def test_a_negative_value_survives_argparse(place: Place) -> None:
