@@ -6,7 +6,10 @@
 # [tool.orchestrate]
 # smoke = ["--smoke"]
 # ///
-"""MEASURED CLAIM GOES HERE
+"""Handwritten digits by 784 → 128 → 10: 98.33 % of MNIST's test set right (seeds 0, 1, 2: 98.33, 98.37, 98.30).
+
+Such a run takes 21 CPU-seconds on one thread, start and export included; --preset article gives 96.09 % (96.08, 95.93,
+96.26). Measured on 2026-11-22 with torch 2.14.1 without a GPU, Python 3.11.7, one core of a 2.5 GHz Xeon.
 
     python mlp.py                          # torchvision's MNIST, or the folder of $SM_CHANNEL_TRAINING (or _TRAIN)
     python mlp.py --data sample:mnist      # the same MNIST out of a package, where only a package index is in reach

@@ -118,7 +118,7 @@ def default_cache() -> Path:
 
 
 def is_whole(folder: Path, sample: Sample) -> bool:
-    """Whether every file is there with its pinned hash (20 ms for MNIST's 11.6 MB)."""
+    """Whether every file is there with its pinned hash (0.06 s for MNIST's 11.6 MB)."""
     try:
         return all(sha256(folder / target) == digest for target, (_, digest) in sample.files.items())
     except OSError:

@@ -193,7 +193,7 @@ def unpack(archive: Path, folder: Path) -> str:
                 if left < 0 or count > MOST_MEMBERS:
                     raise NotStarted(f"the package has over {MOST_MEMBERS} files, or is {MOST_RATIO} times its archive")
                 unpack_member(tar, member, folder, lines)
-    except (tarfile.TarError, EOFError, LookupError, TypeError, ValueError) as error:  # tarfile lets all these out
+    except (tarfile.TarError, EOFError, AttributeError, LookupError, TypeError, ValueError) as error:  # of tarfile
         raise NotStarted(f"{archive} is not a whole .tar.gz: {error}") from error
     manifest = [b"%b %d:%b\n" % (lines[path], len(path), path) for path in sorted(lines)]
     return hashlib.sha256(b"".join([b"orchestrate package 1\n", *manifest])).hexdigest()
@@ -422,7 +422,7 @@ def reap(pid: int) -> int | None:
 
 
 def send_below(group: int, signum: int) -> bool:
-    """Send *signum* to all descendants, found by group where there is no /proc; whether there is any."""
+    """Send *signum* to all descendants (without a /proc: to *group*); returns whether there is any."""
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -486,7 +486,7 @@ def last_error(text: str, most: int = FAILURE_CHARACTERS) -> str:
 
 def say(line: str) -> None:
     with contextlib.suppress(OSError):
-        os.write(2, f"[orchestrate] {printable(line)}\n".encode())
+        os.write(2, "[orchestrate] {}\n".format(printable(line).replace("\n", "\\n")).encode())
 
 
 def printable(text: str) -> str:

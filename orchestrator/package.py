@@ -286,9 +286,8 @@ class _GzipWriter:
 
     def __init__(self, file: BinaryIO, compressing: concurrent.futures.Executor) -> None:
         self._file, self._compressing = file, compressing
-        self._compressor = zlib.compressobj(
-            COMPRESSION_LEVEL, zlib.DEFLATED, 16 + zlib.MAX_WBITS
-        )  # 16: with gzip's header
+        with_gzips_header = 16 + zlib.MAX_WBITS
+        self._compressor = zlib.compressobj(COMPRESSION_LEVEL, zlib.DEFLATED, with_gzips_header)
         self._gathered: list[bytes] = []
         self._gathered_bytes = 0
         self._pending: concurrent.futures.Future[None] | None = None

@@ -71,10 +71,10 @@ def test_a_negative_value_survives_argparse(place: Place) -> None:
 
 
 def test_one_line_at_the_start_says_what_is_started(place: Place) -> None:
-    ended = place.run({"train.py": "pass"}, arguments=["--name", "two words", "\x1b[31m\u202e"])
+    ended = place.run({"train.py": "pass"}, arguments=["--name", "two\nwords", "\x1b[31m\u202e"])
     (line,) = ended.err.splitlines()
     assert line.startswith(
-        "[orchestrate] starting train.py: python -u train.py --name 'two words' '\\x1b[31m\\u202e' ("
+        "[orchestrate] starting train.py: python -u train.py --name 'two\\nwords' '\\x1b[31m\\u202e' ("
     )
     assert line.endswith("GPUs)")
 

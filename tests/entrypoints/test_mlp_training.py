@@ -82,7 +82,7 @@ def test_a_run_that_resumes_every_few_steps_ends_with_the_same_bits(
     unbroken = new(mlp, arguments(*WORDS, name="unbroken"), digits)
     unbroken.train(never)
     args = arguments(*WORDS, name="broken")
-    ends = []
+    ends: list[Any] = []
     while ends[-1:] != [None]:
         training = new(mlp, args, digits)
         training.resume()

@@ -47,11 +47,15 @@ def test_torchvision_verifies_the_sample_and_downloads_nothing(mnist: Path, tmp_
     assert done.stdout.split()[-2:] == ["60000", "10000"], done.stderr
 
 
+class Silent(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
 @pytest.fixture
 def mirror(mnist: Path) -> Iterator[str]:
     """A server on this machine that holds what torchvision downloads."""
-    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(mnist / "MNIST/raw"))
-    handler.func.log_message = lambda *_: None  # type: ignore[method-assign]
+    handler = partial(Silent, directory=str(mnist / "MNIST/raw"))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}/"
