@@ -116,7 +116,7 @@ def compare_loops(mlp: ModuleType, folder: Path, images: int, rounds: int) -> bo
     print("|---|---|---|---|---|")
     for name, seconds in cpu.items():
         middle, spread = statistics.median(seconds), f"{min(seconds):.2f} to {max(seconds):.2f}"
-        print(f"| {name} | {middle:.2f} | {spread} | {statistics.median(wall[name]):.2f} | {middle / ours:.1f} x |")
+        print(f"| {name} | {middle:.2f} | {spread} | {statistics.median(wall[name]):.2f} | {middle / ours:.2f} x |")
     return statistics.median(cpu[ARTICLE]) >= 5 * ours and statistics.median(cpu[TENSORS]) >= ours
 
 

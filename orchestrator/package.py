@@ -11,7 +11,6 @@ what zlib makes of them.
 from __future__ import annotations
 
 import collections
-import concurrent.futures
 import contextlib
 import dataclasses
 import fcntl
@@ -252,69 +251,36 @@ def _changed(source_dir: Path, path: str) -> errors.BadInput:
 
 
 def _write_archive(manifest: Manifest, path: Path, total: _Counted) -> None:
+    with_gzips_header = 16 + zlib.MAX_WBITS  # one without a name or a time in it
+    compressor = zlib.compressobj(COMPRESSION_LEVEL, zlib.DEFLATED, with_gzips_header)
     with _temporary_file(path.parent) as (file, temporary):
-        with concurrent.futures.ThreadPoolExecutor(1) as compressing:
-            archive = _GzipWriter(file, compressing)
-            for packed in manifest.files:
-                _add(archive, manifest.source_dir, packed, total)
-            archive.write(bytes(2 * tarfile.BLOCKSIZE))  # the end of a tar
-            archive.close()
+        for packed in manifest.files:
+            for block in _tar_blocks(manifest.source_dir, packed, total):
+                file.write(compressor.compress(block))
+        file.write(compressor.compress(bytes(2 * tarfile.BLOCKSIZE)))  # the end of a tar
+        file.write(compressor.flush())
+        file.flush()
         os.fsync(file.fileno())
         os.replace(temporary, path)
     _fsync_folder(path.parent)
 
 
-def _add(archive: _GzipWriter, source_dir: Path, packed: PackedFile, total: _Counted) -> None:
+def _tar_blocks(source_dir: Path, packed: PackedFile, total: _Counted) -> Iterator[bytes]:
+    """A file as it stands in the archive. Raises BadInput if it is no longer the one in the manifest."""
     header = tarfile.TarInfo(packed.path)  # mtime, uid and gid stay 0: same files, same archive
     header.size, header.mode = packed.size_bytes, packed.mode
-    archive.write(header.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict"))
+    yield header.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict")
     digest, left_bytes = hashlib.sha256(), packed.size_bytes
     for block in _blocks(source_dir, packed.path):
         left_bytes -= len(block)
         if left_bytes < 0:
             break
         digest.update(block)
-        archive.write(block)
         total.add(len(block))
+        yield block
     if left_bytes or digest.hexdigest() != packed.sha256:
         raise _changed(source_dir, packed.path)
-    archive.write(bytes(-packed.size_bytes % tarfile.BLOCKSIZE))
-
-
-class _GzipWriter:
-    """A .gz file without a name or a time in it, compressed in another thread than the one that reads and hashes."""
-
-    def __init__(self, file: BinaryIO, compressing: concurrent.futures.Executor) -> None:
-        self._file, self._compressing = file, compressing
-        with_gzips_header = 16 + zlib.MAX_WBITS
-        self._compressor = zlib.compressobj(COMPRESSION_LEVEL, zlib.DEFLATED, with_gzips_header)
-        self._gathered: list[bytes] = []
-        self._gathered_bytes = 0
-        self._pending: concurrent.futures.Future[None] | None = None
-
-    def write(self, data: bytes) -> None:
-        self._gathered.append(data)
-        self._gathered_bytes += len(data)
-        if self._gathered_bytes >= _BLOCK_BYTES:
-            self._hand_over()
-
-    def close(self) -> None:
-        self._hand_over()
-        self._wait()
-        self._file.write(self._compressor.flush())
-        self._file.flush()
-
-    def _hand_over(self) -> None:
-        self._wait()
-        self._pending = self._compressing.submit(self._compress, b"".join(self._gathered))
-        self._gathered, self._gathered_bytes = [], 0
-
-    def _wait(self) -> None:
-        if self._pending:
-            self._pending.result()
-
-    def _compress(self, data: bytes) -> None:
-        self._file.write(self._compressor.compress(data))
+    yield bytes(-packed.size_bytes % tarfile.BLOCKSIZE)
 
 
 @contextlib.contextmanager

@@ -446,7 +446,7 @@ def test_processes_that_make_the_same_package_at_once_all_get_it(source: Path, p
 
 
 def test_a_gzip_of_any_size_is_whole(tmp_path: Path) -> None:
-    """Sizes about the blocks that are read and handed to the compressing thread."""
+    """Sizes about the blocks that are read and those of a tar."""
     sizes = [0, 1, 511, 512, 513, 131_071, 131_072, 131_073, 262_144, 1_000_003]
     folder = tmp_path / "sizes"
     folder.mkdir()

@@ -162,7 +162,10 @@ def place(tmp_path: Path) -> Iterator[Place]:
     yield place
     for process in place.started:
         process.kill()
-        process.communicate()
+        process.wait()
+        for stream in (process.stdout, process.stderr):  # not read to their ends, which survivors would keep open
+            if stream:
+                stream.close()
     for left in place.alive():
         with contextlib.suppress(psutil.Error):
             left.kill()
