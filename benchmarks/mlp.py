@@ -1,6 +1,6 @@
 """How fast mlp.py's own loop trains, against the article's loop and a DataLoader over tensors; and its choice of threads.
 
-    python benchmarks/mlp.py                 # about 3 minutes on 2 cores
+    python benchmarks/mlp.py                 # about 6 minutes on 2 cores
     python benchmarks/mlp.py --rounds 1 --images 6000
 
 All loops train 784-128-10 by SGD 0.01 in batches of 64 on the same images, one thread, one after the other, round after

@@ -393,7 +393,8 @@ class Training:
         self.model.load_state_dict(self.best["weights"])
         test_loss, test_accuracy = evaluate(self.model, self.data.test)
         self.publish([*self.history, {"test_accuracy": test_accuracy, "test_loss": test_loss}])
-        model, example = self.model.cpu(), (self.data.test.images[:2].cpu(),)
+        # A clone: the program keeps its example, and a view would bring the whole test set along
+        model, example = self.model.cpu(), (self.data.test.images[:2].clone().cpu(),)
         program = torch.export.export(model, example, dynamic_shapes=({0: torch.export.Dim("batch")},))
         write_whole(self.args.model_dir / "model.pt", lambda file: torch.save(model.state_dict(), file))
         write_whole(self.args.model_dir / "model.pt2", lambda file: torch.export.save(program, file))

@@ -107,13 +107,14 @@ def make_manifest(
 ) -> Manifest:
     """The files that go along with *found*, hashed. Over 100 MB it asks first, naming the five largest."""
     listing = package.walk(found.source_dir, script=found.script, allow_files=spec.allow_files)
+    raise_all(listing.problems)
     if listing.size_bytes > ASK_OVER_BYTES:
         largest = ", ".join(f"{file.path} ({megabytes(file.size_bytes)})" for file in listing.largest(5))
         question = f"the package has {megabytes(listing.size_bytes)}, the largest: {largest}"
         if not confirm(question):
             hint = "leave data out in .orchestrateignore and give it as --data, or --yes to take it all along"
             raise BadInput(question, hint=hint)
-    manifest = package.hash_files(listing, progress=progress)
+    manifest = package.hash_files(listing, packages_dir=state.packages_dir(), progress=progress)
     crashpoints.reached("package hashed")
     return manifest
 

@@ -84,3 +84,4 @@ def test_the_settings_reach_what_they_promise(mnist: Path, tmp_path: Path, prese
     assert done.returncode == 0, done.stderr
     last = json.loads((tmp_path / "output/metrics.jsonl").read_text().splitlines()[-1])
     assert last["test_accuracy"] >= least
+    assert (tmp_path / "model/model.pt2").stat().st_size < 1_000_000  # 101,770 weights, and nothing of the data
