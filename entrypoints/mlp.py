@@ -386,7 +386,8 @@ class Training:
         self.epoch, self.step, self.history, self.best = (state[name] for name in ("epoch", "step", "history", "best"))
         if RANK == 0:  # the curve is the sum over all processes
             self.curve.copy_(state["curve"])
-        say(f"[mlp] {self.args.checkpoint_dir}: epoch {self.epoch + 1} goes on at step {self.step + 1} as it began")
+        done = f"{self.epoch} epochs and {self.step} steps are done, with {state['threads']} CPU threads as from here on"
+        say(f"[mlp] {self.args.checkpoint_dir}: {done}")
 
     def finish(self) -> None:
         """The best model meets the test set, and is saved as weights and as a program."""

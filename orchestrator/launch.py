@@ -21,6 +21,7 @@ from orchestrator.package import Manifest
 from orchestrator.plan import Plan
 from orchestrator.runs import Ledger, Run, RunState, utc_now
 from orchestrator.spec import Pairs, TrainingSpec
+from orchestrator.tree import limited
 
 ASK_OVER_BYTES = 100_000_000
 Progress = Callable[[str, int, int], None]
@@ -107,8 +108,8 @@ def make_manifest(
 ) -> Manifest:
     """The files that go along with *found*, hashed. Over 100 MB it asks first, naming the five largest."""
     listing = package.walk(found.source_dir, script=found.script, allow_files=spec.allow_files)
-    raise_all(listing.problems)
     if listing.size_bytes > ASK_OVER_BYTES:
+        raise_all(limited(listing.problems))  # before the question: who says yes to it wants no refusal afterwards
         largest = ", ".join(f"{file.path} ({megabytes(file.size_bytes)})" for file in listing.largest(5))
         question = f"the package has {megabytes(listing.size_bytes)}, the largest: {largest}"
         if not confirm(question):

@@ -92,6 +92,17 @@ def test_a_run_that_resumes_every_few_steps_ends_with_the_same_bits(
     assert state(training) == state(unbroken)
 
 
+def test_the_checkpoints_thread_count_wins_and_is_said(
+    mlp: ModuleType, arguments: Arguments, digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mlp.torch.set_num_threads(2)
+    new(mlp, arguments(*WORDS), digits).save()
+    mlp.torch.set_num_threads(1)
+    new(mlp, arguments(*WORDS), digits).resume()
+    assert mlp.torch.get_num_threads() == 2
+    assert "0 epochs and 0 steps are done, with 2 CPU threads" in capsys.readouterr().out
+
+
 def test_dropout_and_order_are_others_for_another_seed(mlp: ModuleType, arguments: Arguments, digits: Path) -> None:
     ends = []
     for seed in ("0", "1"):
