@@ -386,7 +386,7 @@ class Training:
         self.epoch, self.step, self.history, self.best = (state[name] for name in ("epoch", "step", "history", "best"))
         if RANK == 0:  # the curve is the sum over all processes
             self.curve.copy_(state["curve"])
-        done = f"{self.epoch} epochs and {self.step} steps are done, with {state['threads']} CPU threads as from here on"
+        done = f"{self.epoch} epochs and {self.step} steps are done, with {state['threads']} CPU threads as from now"
         say(f"[mlp] {self.args.checkpoint_dir}: {done}")
 
     def finish(self) -> None:
