@@ -253,7 +253,7 @@ class Training:
         self.model = MLP(data.train, args.hidden, args.dropout).to(self.device)
         self.network: nn.Module = self.model
         if PROCESSES > 1:
-            self.network = nn.parallel.DistributedDataParallel(self.model, broadcast_buffers=False)
+            self.network = nn.parallel.DistributedDataParallel(self.model)
         kind = torch.optim.AdamW if args.optimizer == "adamw" else torch.optim.SGD
         self.optimizer = kind(self.model.parameters(), lr=args.lr, weight_decay=args.l2, fused=True)
         # All that the weights depend on. A constant rate may go on for longer; a cosine's length is its shape

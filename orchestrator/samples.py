@@ -18,16 +18,16 @@ def fetch(name: str) -> Path:
     command = [sys.executable, str(bundled.samples_file()), name]
     fetching = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert fetching.stderr is not None
-    last = fault = ""
+    last = f"cannot fetch the sample {name!r}"
+    fault = {"error: ": "", "  try: ": "--data training=FOLDER"}
     for line in fetching.stderr:
-        _, is_fault, said = line.partition(": error: ")
-        if is_fault:
-            fault = said.strip()
-        else:
+        start = next((start for start in fault if line.startswith(start)), None)
+        if start is None:
             sys.stderr.write(line)
             last = line.strip() or last
+        else:
+            fault[start] = line.removeprefix(start).strip()
     out, _ = fetching.communicate()
     if fetching.returncode == 0:
         return Path(out.strip().splitlines()[-1])
-    what, _, hint = (fault or last or f"cannot fetch the sample {name!r}").partition(": try ")
-    raise BadInput(what, hint=hint or "--data training=FOLDER")
+    raise BadInput(fault["error: "] or last, hint=fault["  try: "])

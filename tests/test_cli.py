@@ -129,6 +129,7 @@ def test_a_terminal_gets_colours_unless_no_color_is_set(
     assert "\x1b[1;32m" not in shown
 
 
+@pytest.mark.slow
 def test_over_100_mb_asks_naming_the_five_largest(home: Path, a_project: Path) -> None:
     for number in range(1, 7):
         with (a_project / f"big{number}.bin").open("wb") as file:

@@ -62,6 +62,7 @@ def test_the_readmes_settings_file_is_read(tmp_path: Path) -> None:
     assert dict(spec.hyperparameters) == {"lr": "0.10"}
 
 
+@pytest.mark.slow
 def test_the_readmes_own_script_commands_run(orchestrate: Orchestrate, project: Path) -> None:
     (project / "train.py").write_text("import sys\nprint('arguments', sys.argv[1:])\n")
     (project / "data").mkdir()

@@ -130,6 +130,7 @@ def test_a_failing_script_passes_on_its_last_lines_and_code_6(orchestrate: Orche
     assert "no such column" in orchestrate("status").out
 
 
+@pytest.mark.slow
 def test_a_run_in_a_folder_with_an_ugly_name(orchestrate: Orchestrate, project: Path) -> None:
     for name in ('a"=0"', "a'; echo foo", "mañana $(id)", "two\nlines"):
         folder = project / name
@@ -263,6 +264,7 @@ def test_the_hard_stop_ends_a_run(orchestrate: Orchestrate, project: Path, home:
     assert (project / "saved").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="affinity and RLIMIT_DATA are Linux's")
 def test_an_instance_caps_processors_and_memory_and_says_so(orchestrate: Orchestrate, project: Path) -> None:
     (project / "train.py").write_text(
