@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import backends, copying, launch, plan, state
+from orchestrator import smoke as smoke_run
 from orchestrator.backends import Artifact
 from orchestrator.errors import BadInput
 from orchestrator.launch import Prepared
@@ -21,7 +22,7 @@ from orchestrator.settings import Flags
 
 def dry_run(script: str | Path | None = None, *, folder: Path | None = None, **options: Any) -> dict[str, Any]:
     """The plan and the exact request of a submit with the same arguments; nothing is sent or written."""
-    prepared = _prepare(script, folder, options)
+    prepared = _prepare(script, folder, options, fetch=False)
     return {"plan": plan.as_json(prepared.plan), "request": prepared.request}
 
 
@@ -43,11 +44,10 @@ def submit(
 
     Raises OrchestrateError, with all that is wrong at once, before anything is started.
     """
-    prepared = _prepare(script, folder, options)
-    channels = launch.fetch_data(prepared)
+    prepared = _prepare(script, folder, options, fetch=True)
     if smoke:
-        launch.smoke_run(prepared, channels)
-    launched = launch.submit(prepared, channels)
+        smoke_run.run(prepared)
+    launched = launch.submit(prepared)
     if detach:
         launched.started.let_go()
         return launched.run
@@ -59,10 +59,10 @@ def submit(
     return launch.find(launched.run.id)
 
 
-def _prepare(script: str | Path | None, folder: Path | None, options: Mapping[str, Any]) -> Prepared:
+def _prepare(script: str | Path | None, folder: Path | None, options: Mapping[str, Any], *, fetch: bool) -> Prepared:
     place = Path(folder) if folder is not None else Path.cwd()
     spec = launch.read_spec(_flags(script, options), place)
-    return launch.prepare(spec, place, confirm=lambda _: False)
+    return launch.prepare(spec, place, confirm=lambda _: False, fetch=fetch)
 
 
 def _flags(script: str | Path | None, options: Mapping[str, Any]) -> Flags:
@@ -70,6 +70,8 @@ def _flags(script: str | Path | None, options: Mapping[str, Any]) -> Flags:
     for name, value in options.items():
         if name not in Flags.__dataclass_fields__:
             raise BadInput(f"submit has no option {name!r}", hint="see help(orchestrator.submit)")
+        if name in ("arguments", "allow_files") and isinstance(value, str):
+            raise BadInput(f"{name} must be a list of texts, not {value!r}", hint=f"{name}={value.split()!r}")
         if isinstance(value, Mapping):
             words[name] = tuple(f"{key}={item}" for key, item in value.items())
         elif isinstance(value, Sequence) and not isinstance(value, str):

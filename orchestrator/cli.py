@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -132,6 +134,7 @@ def submit(
 ) -> None:
     """Train SCRIPT. What stands behind -- reaches it untouched: orchestrate submit train.py -- --epochs 3"""
     from orchestrator import launch, render
+    from orchestrator import smoke as smoke_run
     from orchestrator.settings import Flags
 
     _tell_news()
@@ -142,31 +145,28 @@ def submit(
         max_hours=max_hours, budget_usd=budget, grace_seconds=grace_seconds,
         resume_from=resume_from,
     )  # fmt: skip
-    prepared = _prepare(flags, config, yes=yes)
+    prepared = _prepare(flags, config, yes=yes, fetch=not dry_run)
     if dry_run:
         _show_dry_run(prepared, as_json=as_json)
         return
-    _say_start(prepared)
-    channels = launch.fetch_data(prepared)
     if smoke:
-        print("smoke run: a few steps in a scratch folder", file=sys.stderr)
-        launch.smoke_run(prepared, channels)
-        print("smoke run passed", file=sys.stderr)
+        smoke_run.run(prepared, lambda line: print(line, file=sys.stderr))
     with render.progress_bar() as progress:
-        launched = launch.submit(prepared, channels, progress=progress)
+        launched = launch.submit(prepared, progress=progress)
+    _say_start(prepared)  # not before: what `2>&1 | tee train.log` writes here must not change what is being packed
     if detach:
         _detached(launched, as_json=as_json)
     else:
         _attached(prepared, launched, as_json=as_json)
 
 
-def _prepare(flags: Flags, config: Path | None, *, yes: bool) -> Prepared:
+def _prepare(flags: Flags, config: Path | None, *, yes: bool, fetch: bool) -> Prepared:
     from orchestrator import launch, render
 
     folder = Path.cwd()
     spec = launch.read_spec(flags, folder, config)
     with render.progress_bar() as progress:
-        return launch.prepare(spec, folder, confirm=lambda question: _confirmed(question, yes=yes), progress=progress)
+        return launch.prepare(spec, folder, confirm=partial(_confirmed, yes=yes), progress=progress, fetch=fetch)
 
 
 def _confirmed(question: str, *, yes: bool) -> bool:
@@ -213,20 +213,21 @@ def _detached(launched: Launched, *, as_json: bool) -> None:
 
 def _attached(prepared: Prepared, launched: Launched, *, as_json: bool) -> None:
     from orchestrator import crashpoints, render, watch
-    from orchestrator.errors import ScriptFailed
 
     run = watch.until_the_end(launched, sys.stderr if as_json else sys.stdout)
     metrics = watch.last_metrics(run)
+    fault = watch.fault(run)
     if as_json:
+        told = {} if fault is None else {"error": fault.what, "hint": fault.hint}
         costs = render.costs_json(prepared.plan, run.seconds())
-        render.print_json({**render.run_json(run, metrics), "costs": costs})
-    elif run.state == "succeeded":
+        render.print_json({**render.run_json(run, metrics), **told, "costs": costs})
+    elif fault is None:
         render.show_receipt(prepared.plan, run, metrics)
     crashpoints.reached("receipt printed")
-    if run.state != "succeeded":
-        tail = "" if as_json else watch.error_lines(run) or ""
-        what = f"{run.script} {run.state}: {run.reason}"
-        raise ScriptFailed(what + (f"\n{render.clean(tail)}" if tail else ""), hint=f"orchestrate logs {run.id}")
+    if fault is not None:
+        if as_json:  # it stands in the run's own document
+            raise typer.Exit(fault.exit_code)
+        raise fault
 
 
 @app.command()
@@ -262,7 +263,7 @@ def package(
             )
         return
     with render.progress_bar() as progress:
-        manifest = launch.make_manifest(found, spec, confirm=lambda text: _confirmed(text, yes=yes), progress=progress)
+        manifest = launch.make_manifest(found, spec, confirm=partial(_confirmed, yes=yes), progress=progress)
         built = packages.build(manifest, state.packages_dir(), progress=progress)
     if as_json:
         render.print_json(render.manifest_json(manifest, built))
@@ -277,7 +278,7 @@ def package(
 def _beneath(path: str, folder: Path, source_dir: Path) -> str:
     """*path* as typed in *folder*, seen from *source_dir*; as it is where it does not lie there."""
     with suppress(ValueError):
-        return (folder / path).absolute().relative_to(source_dir).as_posix()
+        return Path(os.path.normpath(folder / path)).relative_to(source_dir).as_posix()
     return path
 
 
@@ -304,7 +305,9 @@ def copy(
 
 @app.command(name="list")
 def list_(
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, metavar="N", help="How many, newest first.")] = 20,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=1, max=1_000_000, metavar="N", help="How many, newest first.")
+    ] = 20,
     all_: Annotated[bool, typer.Option("--all", "-a", help="All of them.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -405,7 +408,7 @@ def cancel(
         own = int(run.plan["limits"]["grace_seconds"])
         grace = own if grace_seconds is None else whole_number("--grace-seconds", grace_seconds, low=0, high=3600)
         launch.cancel(run, grace_seconds=grace, reason="cancelled by orchestrate cancel")
-        print(f"stopping {run.id}: SIGTERM sent, up to {grace} s to save", file=sys.stderr)
+        print(f"stopping {run.id}: up to {grace} s to save", file=sys.stderr)
         run = watch.wait_for_end(run, grace + 30)
     if not run.ended:
         raise OutcomeUnknown(f"{run.id} has not ended yet", hint=f"orchestrate status {run.id}")
@@ -430,8 +433,9 @@ def main(argv: list[str] | None = None) -> NoReturn:
     if "--" in words:
         place = words.index("--")
         own, passed = words[:place], tuple(words[place + 1 :])
-    from orchestrator.faults import exit_code_of
+    from orchestrator.faults import exit_code_of, ready_streams
 
+    ready_streams()
     sys.exit(exit_code_of(lambda: _run(own, passed), as_json="--json" in own))
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import filecmp
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from orchestrator import bundled
 from orchestrator.backends import Artifact
 from orchestrator.errors import BadInput, NotInCatalog, raise_all, shown
 from orchestrator.spec import suggestion
-from orchestrator.state import explained
 
 
 def copy_entrypoint(name: str, folder: Path, *, force: bool) -> list[Path]:
@@ -30,9 +31,9 @@ def copy_entrypoint(name: str, folder: Path, *, force: bool) -> list[Path]:
     raise_all(
         BadInput(f"{target} is there already", hint="--force replaces it, or copy into another folder")
         for source, target in pairs
-        if target.exists() and not force and target.read_bytes() != source.read_bytes()
+        if target.exists() and not (target.is_file() and (force or filecmp.cmp(source, target, shallow=False)))
     )
-    with explained(folder):
+    with _writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for source, target in pairs:
             _copy_whole(source, target)
@@ -54,13 +55,21 @@ def copy_artifacts(found: Sequence[Artifact], folder: Path) -> list[Path]:
     raise_all(
         BadInput(f"{target} is there already and differs", hint="--to another folder")
         for artifact, target in zip(found, targets, strict=True)
-        if target.exists() and target.stat().st_size != artifact.size_bytes
+        if target.exists() and not (target.is_file() and filecmp.cmp(artifact.place, target, shallow=False))
     )
-    with explained(folder):
+    with _writing_to(folder):
         for artifact, target in zip(found, targets, strict=True):
             target.parent.mkdir(parents=True, exist_ok=True)
             _copy_whole(Path(artifact.place), target)
     return targets
+
+
+@contextlib.contextmanager
+def _writing_to(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(f"cannot write into {folder}: {error.strerror or error}", hint="name another folder") from error
 
 
 def _copy_whole(source: Path, target: Path) -> None:

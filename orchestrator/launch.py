@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from estimates import catalog
-from orchestrator import backends, crashpoints, package, plan, settings, smoke, state
+from orchestrator import backends, crashpoints, package, plan, settings, state
 from orchestrator import entrypoint as entrypoints
 from orchestrator import samples as sample_data
 from orchestrator.backends import Backend, Started
@@ -36,6 +36,7 @@ class Prepared:
     manifest: Manifest
     request: dict[str, Any]
     backend: Backend
+    channels: Mapping[str, Path]  # the folder of each; empty before a dry run, which fetches nothing
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,17 @@ def read_spec(flags: settings.Flags, folder: Path, config: Path | None = None) -
     return spec
 
 
-def prepare(spec: TrainingSpec, folder: Path, *, confirm: Confirm, progress: Progress | None = None) -> Prepared:
-    """Make every choice and check it, reading only. Raises all that is wrong with script, machine, data and budget at once."""
+def prepare(
+    spec: TrainingSpec, folder: Path, *, confirm: Confirm, progress: Progress | None = None, fetch: bool = True
+) -> Prepared:
+    """Make every choice and check it. Raises all that is wrong with script, machine, data and budget at once.
+
+    fetch: then download sample data that is not cached. Nothing else is written.
+    """
     found, machine, channels = _checked(spec, folder)
     backend = backends.load(spec.backend)
+    folders = {name: _channel_folder(place) for name, place in channels} if fetch else {}
+    crashpoints.reached("data ready")
     manifest = make_manifest(found, spec, confirm=confirm, progress=progress)
     run_id = plan.new_run_id()
     seconds, seconds_from = _expected_seconds(spec, found)
@@ -78,7 +86,7 @@ def prepare(spec: TrainingSpec, folder: Path, *, confirm: Confirm, progress: Pro
         checkpoints_from=_checkpoints_of(spec.resume_from),
     )
     crashpoints.reached("plan made")
-    return Prepared(decided, manifest, backend.request(decided), backend)
+    return Prepared(decided, manifest, backend.request(decided), backend, folders)
 
 
 def _checked(spec: TrainingSpec, folder: Path) -> tuple[Entrypoint, catalog.Machine | None, Pairs]:
@@ -175,19 +183,7 @@ def _cpus_here() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def fetch_data(prepared: Prepared) -> dict[str, Path]:
-    """The folder of each data channel, with sample data downloaded where it is not cached. Progress goes to stderr."""
-    folders = {name: _channel_folder(place) for name, place in prepared.plan.channels}
-    crashpoints.reached("data ready")
-    return folders
-
-
-def smoke_run(prepared: Prepared, channels: dict[str, Path]) -> None:
-    """Run the script for a few steps in a scratch folder. Raises ScriptFailed, before anything is launched."""
-    smoke.run(prepared.request, prepared.manifest, prepared.plan.entrypoint, channels)
-
-
-def submit(prepared: Prepared, channels: dict[str, Path], *, progress: Progress | None = None) -> Launched:
+def submit(prepared: Prepared, *, progress: Progress | None = None) -> Launched:
     """Write the intent, make the package, start the run. After the first of these the run is never lost."""
     decided = prepared.plan
     state.make_private(decided.run_dir)
@@ -198,7 +194,7 @@ def submit(prepared: Prepared, channels: dict[str, Path], *, progress: Progress 
             crashpoints.reached("ledger open")
             ledger.insert(run := _intent(prepared))
             crashpoints.reached("intent written")
-            return _start(prepared, run, channels, ledger, progress)
+            return _start(prepared, run, ledger, progress)
     except OrchestrateError:
         if not (decided.run_dir / "root").exists():
             shutil.rmtree(decided.run_dir, ignore_errors=True)
@@ -207,9 +203,7 @@ def submit(prepared: Prepared, channels: dict[str, Path], *, progress: Progress 
         os.close(lock)
 
 
-def _start(
-    prepared: Prepared, run: Run, channels: dict[str, Path], ledger: Ledger, progress: Progress | None
-) -> Launched:
+def _start(prepared: Prepared, run: Run, ledger: Ledger, progress: Progress | None) -> Launched:
     try:
         built = package.build(prepared.manifest, state.packages_dir(), progress=progress)
         crashpoints.reached("archive ready")
@@ -217,7 +211,7 @@ def _start(
         crashpoints.reached("packaged written")
         ledger.move(run.id, RunState.STARTING)
         crashpoints.reached("starting written")
-        started = prepared.backend.submit(run, prepared.request, built.path, channels)
+        started = prepared.backend.submit(run, prepared.request, built.path, prepared.channels)
     except OrchestrateError as error:
         with contextlib.suppress(StateError):  # on a full disk a later command finds that nobody is at it any more
             ledger.move(run.id, RunState.ABANDONED, note=f"not started: {error.what}")
@@ -269,9 +263,7 @@ def find(reference: str | None) -> Run:
     """The run that *reference* means (an id or its beginning; None: the newest), as it stands now."""
     with Ledger.open_to_read(state.ledger_file()) as ledger:
         run = ledger.get(reference)
-        if run.ended or not ledger.writable:
-            return run
-        return backends.load(run.backend).refresh(run, ledger)
+        return run if run.ended else backends.load(run.backend).refresh(run, ledger)
 
 
 def cancel(run: Run, *, grace_seconds: int, reason: str) -> None:

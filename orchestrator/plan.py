@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import ROUND_FLOOR, Decimal
 from pathlib import Path
 from typing import Any
 
@@ -130,16 +130,19 @@ def _budget(spec: TrainingSpec, machine: catalog.Machine, problems: list[Orchest
         problems.append(OverBudget(what, hint="choose a machine with a known price, or leave --budget out"))
     elif worst > spec.budget_usd:
         buys = spec.max_hours * spec.budget_usd / worst
+        hint = f"the budget buys under a minute of it: a cheaper machine, or --budget {cost.format_usd(worst)[1:]}"
+        if buys >= specs.MIN_HOURS:
+            hint = f"the budget buys {_floor(buys)} h: --max-hours {_floor(buys)}"
         what = (
             f"worst case {cost.format_usd(worst)} ({spec.max_hours} h × {spec.count} × {machine.name})"
             f" is over the budget of ${spec.budget_usd}"
         )
-        problems.append(OverBudget(what, hint=f"the budget buys {_hours(buys)}: --max-hours {_hours(buys, bare=True)}"))
+        problems.append(OverBudget(what, hint=hint))
 
 
-def _hours(hours: Decimal, *, bare: bool = False) -> str:
-    text = f"{hours:.2f}" if hours >= Decimal("0.02") else f"{hours:.4f}"
-    return text if bare else f"{text} h"
+def _floor(hours: Decimal) -> Decimal:
+    """*hours* with three digits behind the point, rounded down: what is offered must be within the budget."""
+    return hours.quantize(Decimal("0.001"), ROUND_FLOOR)
 
 
 def _channels(spec: TrainingSpec, folder: Path, problems: list[OrchestrateError]) -> specs.Pairs:

@@ -12,7 +12,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -126,8 +126,8 @@ class Ledger:
         self.writable = writable
 
     @classmethod
-    def open(cls, path: Path) -> Ledger:
-        """The ledger at *path*, made with mode 0600 where there is none.
+    def open(cls, path: Path, *, patience_seconds: float = BUSY_SECONDS) -> Ledger:
+        """The ledger at *path*, made with mode 0600 where there is none. Waits *patience_seconds* for its turn.
 
         Raises StateError where the folder cannot be used, the file is no ledger, or a newer version wrote it.
         """
@@ -136,9 +136,9 @@ class Ledger:
         state.make_private(path.parent)
         with _explained(path), state.explained(path):
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-            connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
+            connection = sqlite3.connect(path, timeout=patience_seconds, isolation_level=None)
             try:
-                _prepare(connection, path)
+                _prepare(connection, path, patience_seconds)
             except BaseException:
                 connection.close()
                 raise
@@ -179,9 +179,16 @@ class Ledger:
             do("INSERT INTO events (run_id, at, state) VALUES (?, ?, ?)", [run.id, run.created_at, run.state])
 
     def move(
-        self, run_id: str, state: RunState, *, note: str | None = None, untold: bool = False, **changes: Any
+        self,
+        run_id: str,
+        state: RunState,
+        *,
+        note: str | None = None,
+        untold: bool = False,
+        unless: Collection[RunState] = ENDED,
+        **changes: Any,
     ) -> bool:
-        """Move a run to *state* and set *changes* with it. False, and nothing done, where it has already ended.
+        """Move a run to *state* and set *changes* with it. False, and nothing done, where it is in one of *unless*.
 
         untold: the next command says *note* to whoever types it (see take_untold).
         """
@@ -193,7 +200,7 @@ class Ledger:
             changes.setdefault("reason", note)
         with self._transaction() as do:
             row = do("SELECT state FROM runs WHERE id = ?", [run_id]).fetchone()
-            if row is None or row[0] in ENDED:
+            if row is None or row[0] in ENDED or row[0] in unless:
                 return False
             names = ["state", *changes]
             values = [str(state), *(_stored(name, value) for name, value in changes.items())]
@@ -242,9 +249,7 @@ class Ledger:
 
     def newest(self, limit: int | None = None) -> list[Run]:
         """Runs, newest first."""
-        rows = self._read(
-            "SELECT * FROM runs ORDER BY created_at DESC, rowid DESC LIMIT ?", [-1 if limit is None else limit]
-        )
+        rows = self._read("SELECT * FROM runs ORDER BY rowid DESC LIMIT ?", [-1 if limit is None else limit])
         return [_run(row) for row in rows]
 
     def alive(self) -> list[Run]:
@@ -278,7 +283,7 @@ class Ledger:
     def earlier_seconds(self, script_key: str, arguments: Mapping[str, Any]) -> float | None:
         """Seconds that the newest successful run of this script with the same arguments took; None if there is none."""
         rows = self._read(
-            "SELECT * FROM runs WHERE script_key = ? AND state = ? ORDER BY created_at DESC LIMIT 50",
+            "SELECT * FROM runs WHERE script_key = ? AND state = ? ORDER BY rowid DESC LIMIT 50",
             [script_key, str(RunState.SUCCEEDED)],
         )
         same = [run for run in map(_run, rows) if all(run.spec.get(key) == value for key, value in arguments.items())]
@@ -301,8 +306,8 @@ class Ledger:
                 raise
 
 
-def _prepare(connection: sqlite3.Connection, path: Path) -> None:
-    _use_wal(connection)
+def _prepare(connection: sqlite3.Connection, path: Path, patience_seconds: float) -> None:
+    _use_wal(connection, patience_seconds)
     connection.execute("PRAGMA synchronous = FULL")  # NORMAL does not sync on commit
     connection.execute("PRAGMA foreign_keys = ON")
     version = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -320,9 +325,9 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         connection.execute("COMMIT")
 
 
-def _use_wal(connection: sqlite3.Connection) -> None:
+def _use_wal(connection: sqlite3.Connection, patience_seconds: float) -> None:
     """Switching to WAL does not wait for its turn as everything else does, so the first commands at once must retry."""
-    deadline = time.monotonic() + BUSY_SECONDS
+    deadline = time.monotonic() + patience_seconds
     while True:
         try:
             if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
@@ -348,7 +353,7 @@ def _explained(path: Path) -> Iterator[None]:
             raise StateError(f"cannot write {path}: {text}", hint=elsewhere) from error
         if "locked" in text:
             hint = "wait for the other orchestrate command, or see who holds it: lsof " + str(path)
-            raise StateError(f"{path} is locked since {BUSY_SECONDS:.0f} s", hint=hint) from error
+            raise StateError(f"{path} is locked by another process", hint=hint) from error
         if "not a database" in text or "malformed" in text:
             hint = f"put it aside (mv {path.name} {path.name}.damaged) and keep it: a new one is begun"
             raise StateError(f"{path} is damaged: {text}", hint=hint) from error

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator import bundled
 from orchestrator import spec as s
 from orchestrator.errors import BadInput, OrchestrateError, raise_all, shown
 
@@ -83,6 +84,7 @@ _SCALARS: Mapping[str, tuple[str, Callable[[object], Any]]] = {
     "limits.grace_seconds": (
         "grace_seconds", lambda value: s.whole_number("--grace-seconds", value, low=1, high=3600)),
 }  # fmt: skip
+_ADDRESS = re.compile(r"[a-z0-9+]+://|(sample|torchvision):")
 _TABLES: Mapping[str, tuple[str, Callable[[str, object], tuple[str, str]]]] = {
     "hyperparameters": ("hyperparameters", s.hyperparameter),
     "data": ("data", s.channel),
@@ -135,7 +137,10 @@ def _read_flags(flags: Flags, values: dict[str, Any], problems: list[Orchestrate
 
 
 def _argument_list(arguments: Iterable[object]) -> tuple[str, ...]:
-    return tuple(s.text_value("an argument behind --", item) for item in arguments)
+    checked = tuple(s.text_value("an argument behind --", item) for item in arguments)
+    for text in checked:
+        s.refuse_secret("an argument behind --", text)
+    return checked
 
 
 def _collect(
@@ -255,8 +260,9 @@ def _pairs(
 def _string_list(key: str) -> Callable[[object], tuple[str, ...]]:
     def read(value: object) -> tuple[str, ...]:
         if not isinstance(value, list) or any(isinstance(item, (dict, list)) for item in value):
-            raise BadInput(f"{key} must be a list of texts, not {shown(value)}", hint=f'{key} = ["--epochs", "3"]')
-        return tuple(s.text_value(key, item) for item in value)
+            example = '["--epochs", "3"]' if key == "arguments" else '["FILE"]'
+            raise BadInput(f"{key} must be a list of texts, not {shown(value)}", hint=f"{key} = {example}")
+        return _argument_list(value) if key == "arguments" else tuple(s.text_value(key, item) for item in value)
 
     return read
 
@@ -272,10 +278,11 @@ def _located(error: OrchestrateError, path: Path, text: str) -> OrchestrateError
 def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
     """Paths in the file are relative to the file, wherever the command is typed."""
     script = values.get("script")
-    if isinstance(script, str) and (folder / script).exists():
-        values["script"] = str(folder / script)
+    if isinstance(script, str) and script not in bundled.entrypoint_names():
+        values["script"] = str(folder / Path(script).expanduser())
     if "source_dir" in values:
-        values["source_dir"] = str(folder / values["source_dir"])
+        values["source_dir"] = str(folder / Path(values["source_dir"]).expanduser())
     values["data"] = tuple(
-        (name, place if ":" in place else str(folder / place)) for name, place in values.get("data", ())
+        (name, place if _ADDRESS.match(place) else str(folder / Path(place).expanduser()))
+        for name, place in values.get("data", ())
     )

@@ -160,7 +160,8 @@ def split_pair(option: str, text: str) -> tuple[str, str]:
     """`name=value` in two."""
     key, separator, value = text.partition("=")
     if not separator:
-        raise BadInput(f"{option} {shown(text)} is not name=value", hint=f"{option} {text or 'lr'}=VALUE")
+        example = text or ("lr" if option == "--hp" else "NAME")
+        raise BadInput(f"{option} {shown(text)} is not name=value", hint=f"{option} {example}=VALUE")
     if not key:
         raise BadInput(f"{option} {shown(text)} has no name before '='", hint=f"{option} lr=0.1")
     return key, value
@@ -171,7 +172,7 @@ def hyperparameter(key: str, value: object) -> tuple[str, str]:
     if not _KEY.fullmatch(key) or len(key) > 256:
         raise BadInput(f"hyperparameter name {shown(key)} may use letters, digits, _ - .", hint="--hp lr=0.1")
     text = text_value(f"--hp {key}", value)
-    _refuse_secret(f"--hp {key}", text)
+    refuse_secret(f"--hp {key}", f"{key}={text}")
     return key, text
 
 
@@ -182,7 +183,7 @@ def variable(key: str, value: object) -> tuple[str, str]:
     if key in _RESERVED_VARIABLES or key.startswith(_RESERVED_PREFIXES):
         raise BadInput(f"--env {key} is reserved: the platform sets it", hint="choose another name")
     text = text_value(f"--env {key}", value)
-    _refuse_secret(f"--env {key}", text)
+    refuse_secret(f"--env {key}", f"{key}={text}")
     return key, text
 
 
@@ -211,7 +212,8 @@ def split_channel(text: str) -> tuple[str, str]:
     return DEFAULT_CHANNEL, text
 
 
-def _refuse_secret(option: str, text: str) -> None:
+def refuse_secret(option: str, text: str) -> None:
+    """Raise BadInput where *text* looks like a key: requests are stored, and a cloud shows them to many."""
     from orchestrator.secrets import looks_like_secret
 
     kind = looks_like_secret(text)

@@ -39,7 +39,8 @@ def run_dir(run_id: str) -> Path:
 def make_private(folder: Path) -> Path:
     """*folder*, made with mode 0700 where it is not there. Raises StateError if it cannot be."""
     with explained(folder):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for made in (*(parent for parent in reversed(folder.parents) if parent.is_relative_to(home())), folder):
+            made.mkdir(mode=0o700, parents=True, exist_ok=True)  # parents that are made on the way get the umask's mode
     return folder
 
 

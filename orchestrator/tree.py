@@ -7,6 +7,7 @@ that one try shows them all.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import stat
@@ -22,6 +23,7 @@ MAX_FILES = 20_000
 MAX_NAME_BYTES = 255
 MAX_PATH_BYTES = 2_048  # Linux takes 4,096, with the folder that the package is unpacked into
 EVERYTHING = "everything under the folder"
+OWN_OUTPUT = "always left out: this command writes its output there"
 _MAX_ENTRIES = 5 * MAX_FILES  # files and folders after which the walk ends: links can make them many without end
 _SHOWN_PROBLEMS = 20
 
@@ -153,6 +155,7 @@ class _Walker:
         self.left_out: list[LeftOut] = []
         self.problems: list[errors.OrchestrateError] = []
         self._state_dirs = ignore.state_dirs()
+        self._own_output = _own_output()
 
     def root(self) -> _Folder:
         status = self.source.stat()
@@ -214,6 +217,8 @@ class _Walker:
         except OSError as error:
             raise unreadable(self.source, path, error) from error
         never = ignore.never_packed(full_path, is_dir=is_dir, state_dirs=self._state_dirs)
+        if (status.st_dev, status.st_ino) in self._own_output:
+            never = OWN_OUTPUT
         if never:
             return LeftOut(path, never, is_dir)
         line = rules.verdict(path, is_dir=is_dir)
@@ -283,6 +288,17 @@ class _Walker:
             raise errors.BadInput(what, hint=leave_out(self.source, path, allow=True))
         mode = 0o755 if status.st_mode & stat.S_IXUSR else 0o644
         return SourceFile(path, mode, status.st_size, rule, stamp(status))
+
+
+def _own_output() -> frozenset[tuple[int, int]]:
+    """The regular files that this command writes to, as `submit > train.log` makes one: they grow while it runs."""
+    found = set()
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):
+            status = os.fstat(descriptor)
+            if stat.S_ISREG(status.st_mode):
+                found.add((status.st_dev, status.st_ino))
+    return frozenset(found)
 
 
 _KINDS = {

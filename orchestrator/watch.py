@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TextIO
 
 from orchestrator import backends, crashpoints, launch, render, state
-from orchestrator.errors import Interrupted
+from orchestrator.errors import Interrupted, OrchestrateError, OutcomeUnknown, ScriptFailed
 from orchestrator.metrics import MetricReader
-from orchestrator.runs import Ledger, Run
+from orchestrator.runs import Ledger, Run, RunState
 
 QUIET_SECONDS = 2.0
 # CSI and OSC sequences whole, then every other control code but tab, line end and (for progress bars) carriage return
@@ -142,6 +142,17 @@ def wait_for_end(run: Run, seconds: float) -> Run:
         if now.ended or time.monotonic() > deadline:
             return now
         time.sleep(0.1)
+
+
+def fault(run: Run) -> OrchestrateError | None:
+    """What is to be said of a run that this command has watched to its end: nothing, if it succeeded."""
+    if run.state == RunState.SUCCEEDED:
+        return None
+    if not run.ended:
+        return OutcomeUnknown(f"{run.id} is {run.state}, as far as can be told", hint=f"orchestrate status {run.id}")
+    lines = error_lines(run)
+    tail = f"\n{render.clean(lines)}" if lines and lines != run.reason else ""
+    return ScriptFailed(f"{run.script} {run.state}: {run.reason}{tail}", hint=f"orchestrate logs {run.id}")
 
 
 def error_lines(run: Run) -> str | None:

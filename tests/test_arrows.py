@@ -16,9 +16,8 @@ from tests.conftest import REPOSITORY
 LAYERS = (
     ("cli", "__main__", "api", ""),
     ("faults",),
-    ("render", "watch", "copying"),
+    ("render", "watch", "copying", "smoke"),
     ("launch",),
-    ("smoke",),
     ("backends.local", "backends.supervisor"),
     ("backends.process",),
     ("backends",),

@@ -14,8 +14,8 @@ from orchestrator.runs import Ledger, Run
 
 _TABLE = {"local": "orchestrator.backends.local:LocalBackend"}
 _COMING = {
-    "sagemaker": "--backend local --instance ml.m5.xlarge rehearses that machine's size here; --dry-run prices it",
-    "vertex": "--backend local --instance n1-standard-4 rehearses that machine's size here; --dry-run prices it",
+    "sagemaker": "--backend local --instance ml.m5.xlarge rehearses that machine's size here and tells the price",
+    "vertex": "--backend local --instance n1-standard-4 rehearses that machine's size here and tells the price",
 }
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -17,13 +19,14 @@ from typing import Any
 from orchestrator import bundled, crashpoints, state
 from orchestrator.backends import Artifact, process
 from orchestrator.errors import StateError
+from orchestrator.metrics import MetricReader
 from orchestrator.plan import Plan
 from orchestrator.runs import Ledger, Run, RunState
 
 HOST = "algo-1"  # what SageMaker calls the first machine of a training job
 RUN_LOCK, SUBMIT_LOCK = state.RUN_LOCK, state.SUBMIT_LOCK
 POLL_SECONDS = 0.05
-START_SECONDS = 30.0
+START_SECONDS = 90.0  # longer than anyone waits for the ledger
 KEPT = ("model", "output/data", "checkpoints")
 
 
@@ -105,21 +108,38 @@ class LocalBackend:
 
     def refresh(self, run: Run, ledger: Ledger) -> Run:
         """The run as it stands. One whose supervisor is gone is concluded from what it left."""
-        if run.ended or held(Path(run.run_dir)):
+        run_dir = Path(run.run_dir)
+        # In this order: a submit holds its lock until the supervisor holds its own.
+        if run.ended or held(run_dir, SUBMIT_LOCK) or held(run_dir):
             return ledger.get(run.id)
-        last = _last_word(Path(run.run_dir))
-        if last is not None:
-            changes = {key: last[key] for key in ("exit_code", "ended_at")}
-            ledger.move(run.id, RunState(last["state"]), note=last["reason"], actual_usd="0", **changes)
-        elif _alive(Path(run.run_dir)):
-            ledger.move(run.id, RunState.STOPPING, note="its supervisor was killed: the script is given time to save")
-        elif run.started_at is None and not held(Path(run.run_dir), SUBMIT_LOCK):
-            note = "its submit was killed before the script began: nothing ran"
-            ledger.move(run.id, RunState.ABANDONED, note=f"{note}; submit it again", untold=True)
-        elif run.started_at is not None:
-            note = "its supervisor was killed; what the script had saved is kept"
-            ledger.move(run.id, RunState.STOPPED, note=note, untold=True, actual_usd="0")
+        run = ledger.get(run.id)  # as it is now that nobody is at it
+        last = _last_word(run_dir)
+        try:
+            if last is not None:
+                self._conclude(run, last, ledger)
+            elif _alive(run_dir):
+                note = "its supervisor was killed: the script is given time to save"
+                ledger.move(run.id, RunState.STOPPING, note=note, unless=(RunState.STOPPING,))
+            elif run.started_at is None:
+                note = "its submit was killed before the script began: nothing ran; submit it again"
+                ledger.move(run.id, RunState.ABANDONED, note=note, untold=True, unless=(RunState.RUNNING,))
+            else:
+                note = "its supervisor was killed; what the script had saved is kept"
+                ledger.move(run.id, RunState.STOPPED, note=note, untold=True, actual_usd="0")
+        except StateError:  # a full disk: say what is known, and write it down another time
+            return (
+                run
+                if last is None
+                else dataclasses.replace(run, **_changes(last), state=last["state"], reason=last["reason"])
+            )
         return ledger.get(run.id)
+
+    def _conclude(self, run: Run, last: Mapping[str, Any], ledger: Ledger) -> None:
+        """Write down what the supervisor could not: the metrics, from the log, and the end."""
+        reader = MetricReader()
+        values = [line for data in self.logs(run, follow=False) for line in reader.feed(data)]
+        ledger.add_metrics(run.id, [(number, last["ended_at"], line) for number, line in enumerate(values)])
+        ledger.move(run.id, RunState(last["state"]), note=last["reason"], **_changes(last))
 
     def logs(self, run: Run, *, follow: bool) -> Iterator[bytes]:
         run_dir = Path(run.run_dir)
@@ -150,6 +170,9 @@ class LocalBackend:
 
     def cancel(self, run: Run, *, grace_seconds: int, reason: str) -> None:
         run_dir = Path(run.run_dir)
+        if not held(run_dir) and _alive(run_dir):
+            _end_unsupervised(run_dir, grace_seconds)
+            return
         with state.explained(run_dir):
             order = {"grace_seconds": grace_seconds, "reason": reason}
             state.write_whole(run_dir / "cancel.json", json.dumps(order).encode())
@@ -248,6 +271,22 @@ def _last_word(run_dir: Path) -> dict[str, Any] | None:
         last: dict[str, Any] = json.loads((run_dir / "exit.json").read_bytes())
         return last
     return None
+
+
+def _changes(last: Mapping[str, Any]) -> dict[str, Any]:
+    return {"exit_code": last["exit_code"], "ended_at": last["ended_at"], "actual_usd": "0"}
+
+
+def _end_unsupervised(run_dir: Path, grace_seconds: int) -> None:
+    """End a script whose supervisor is gone: what bootstrap.py is told, it does to all that it started."""
+    pid = json.loads((run_dir / "child.json").read_bytes())["pid"]
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + grace_seconds
+    while _alive(run_dir) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    if _alive(run_dir):
+        process.kill_group(pid)
 
 
 def _alive(run_dir: Path) -> bool:

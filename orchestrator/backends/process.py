@@ -177,7 +177,8 @@ def apply_caps(limits: Mapping[str, Any]) -> None:
     cpus = limits["cpus"]
     if cpus is not None and hasattr(os, "sched_setaffinity"):
         mine = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, mine[:cpus])
+        first = os.getpid() % len(mine)  # so that several capped runs do not share the same few
+        os.sched_setaffinity(0, (mine[first:] + mine[:first])[:cpus])
     if limits["memory_bytes"] is not None:
         import resource
 

@@ -12,7 +12,9 @@ import contextlib
 import json
 import os
 import select
+import signal
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,11 @@ from orchestrator import crashpoints, state
 from orchestrator.backends import process
 from orchestrator.backends.process import Child, Outcome, Stop
 from orchestrator.errors import StateError
-from orchestrator.runs import Ledger, RunState, utc_now
+from orchestrator.runs import BUSY_SECONDS, Ledger, RunState, utc_now
 
 RESERVED_BYTES = 16 * 1024
+FLUSH_SECONDS = 1.0
+BRIEF_SECONDS = 0.2
 ORPHANED = "the command that watched it was killed"
 
 
@@ -39,9 +43,13 @@ class Supervisor:
         self._attached = True
         self._metrics: list[tuple[int, str, dict[str, float]]] = []
         self._next_metric = 0
+        self._flushed = 0.0
+        self._signal: str | None = None
 
     def stay(self) -> None:
         """Start the script, keep what it says, and write down how it ended."""
+        for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.signal(signum, self._signalled)
         reserve(self.run_dir)
         if not self._may_start():
             return
@@ -51,9 +59,11 @@ class Supervisor:
         state.write_whole(self.run_dir / "child.json", json.dumps(identity(child.pid)).encode())
         crashpoints.reached("supervisor: script started")
         outcome = child.watch(self._keep, self._measured, self._asked_to_stop, self._stopping)
-        self._flush()
+        self._flushed = 0.0
+        self._flush(BUSY_SECONDS)
         last = self._last_word(outcome)
-        conclude(self.run_dir, last)
+        with contextlib.suppress(OSError):  # the ledger is told as well
+            conclude(self.run_dir, last)
         crashpoints.reached("supervisor: exit written")
         note = last["reason"]
         self._tell(
@@ -71,6 +81,9 @@ class Supervisor:
         except StateError:
             return True  # the ledger cannot be told now: the lock and exit.json will tell
 
+    def _signalled(self, signum: int, _: object) -> None:
+        self._signal = signal.Signals(signum).name
+
     def _keep(self, data: bytes) -> None:
         while data:
             try:
@@ -83,10 +96,12 @@ class Supervisor:
         self._metrics.append((self._next_metric, utc_now(), values))
         self._next_metric += 1
 
-    def _flush(self) -> None:
-        if not self._metrics:
+    def _flush(self, patience_seconds: float = BRIEF_SECONDS) -> None:
+        if not self._metrics or time.monotonic() < self._flushed + FLUSH_SECONDS:
             return
-        with contextlib.suppress(StateError), Ledger.open(self._ledger) as ledger:
+        self._flushed = time.monotonic()
+        # Little patience while it runs: a ledger that is locked must hold up neither the script nor its hard stop.
+        with contextlib.suppress(StateError), Ledger.open(self._ledger, patience_seconds=patience_seconds) as ledger:
             ledger.add_metrics(self.run_id, self._metrics)
             self._metrics = []
 
@@ -97,19 +112,23 @@ class Supervisor:
             self._attached = False
             if word != b"d":
                 return Stop(ORPHANED, self.request["limits"]["grace_seconds"])
+        if self._signal is not None:
+            return Stop(f"its supervisor got {self._signal}", self.request["limits"]["grace_seconds"])
         with contextlib.suppress(OSError, ValueError):
             asked = json.loads((self.run_dir / "cancel.json").read_bytes())
             return Stop(asked["reason"], float(asked["grace_seconds"]))
         return None
 
     def _stopping(self, stop: Stop) -> None:
-        self._tell(RunState.STOPPING, note=stop.reason)
+        self._tell(RunState.STOPPING, patience_seconds=BRIEF_SECONDS, note=stop.reason)
 
     def _last_word(self, outcome: Outcome) -> dict[str, Any]:
         state, reason = RunState.SUCCEEDED, None
         if outcome.stop is not None:
             state = RunState.FAILED if outcome.stop.failed else RunState.STOPPED
             reason = outcome.stop.reason
+        elif (signalled := stopped_by(Path(self.request["root"]))) is not None:
+            state, reason = RunState.STOPPED, f"stopped by {signalled} from outside"
         elif outcome.exit_code != 0:
             state = RunState.FAILED
             reason = failure_reason(Path(self.request["root"]), outcome.exit_code)
@@ -128,9 +147,9 @@ class Supervisor:
     def _ledger(self) -> Path:
         return Path(self.request["ledger"])
 
-    def _tell(self, state: RunState, **changes: Any) -> None:
+    def _tell(self, state: RunState, *, patience_seconds: float = BUSY_SECONDS, **changes: Any) -> None:
         """Tell the ledger. Where it cannot be told, exit.json will: the run goes on either way."""
-        with contextlib.suppress(StateError), Ledger.open(self._ledger) as ledger:
+        with contextlib.suppress(StateError), Ledger.open(self._ledger, patience_seconds=patience_seconds) as ledger:
             ledger.move(self.run_id, state, **changes)
 
 
@@ -141,6 +160,13 @@ def failure_reason(root: Path, exit_code: int) -> str:
         if lines:
             return lines[-1].strip()[:500]
     return f"the script exited with code {exit_code}"
+
+
+def stopped_by(root: Path) -> str | None:
+    """The signal with which somebody else ended the script, if bootstrap.py saw one."""
+    with contextlib.suppress(OSError):
+        return (root / "output" / "stopped").read_text("utf-8").strip() or None
+    return None
 
 
 def reserve(run_dir: Path) -> None:

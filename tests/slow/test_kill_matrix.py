@@ -19,9 +19,9 @@ pytestmark = pytest.mark.slow
 COMMAND_POINTS = (
     "flags read",
     "script found",
+    "data ready",
     "package hashed",
     "plan made",
-    "data ready",
     "ledger open",
     "intent written",
     "archive ready",
