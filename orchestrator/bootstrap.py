@@ -2,13 +2,14 @@
 
 One file, standard library only, Python 3.9 and up, copied beside the package and started there. It reads what to start
 from job.json, unpacks and verifies the package, installs what its requirements.txt misses, starts the script in the
-environment that SageMaker's and Vertex AI's own tools would give it, passes signals on, and leaves the exit code and,
-on failure, the script's last error lines: docs/design.md, "One contract, three places".
+environment that SageMaker's and Vertex AI's own tools would give it, passes signals and output on, and leaves the exit
+code and, on failure, the script's last error lines: docs/design.md, "One contract, three places".
 
     $ORCHESTRATE_ROOT           the folder of input/, code/, model/, checkpoints/, output/; else /opt/ml on SageMaker
     $ORCHESTRATE_JOB            the job.json to use; else ROOT/input/data/job/job.json
     $ORCHESTRATE_LIFELINE_FD    read end of a pipe: its end counts as SIGTERM, a byte `k` means "kill now"
     exit code                   the script's; 128 + n if signal n ended it; 2 if not started (see ROOT/output/failure)
+    ROOT/output/stopped         the signal that was passed on to stop the script, however that then ended; else no file
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ def main() -> int:
     pipe, and then the keeper kills all below it, even what left the script's group as torchrun's workers do: it is their
     subreaper (on Linux; elsewhere only the group is found). If the keeper is killed, this process does the same.
     """
+    while os.open(os.devnull, os.O_RDWR) < 2:  # else a pipe of ours would stand where a closed stdout or stderr was
+        pass
     guard, guarded = os.pipe()
     lifelines = [int(number) for number in [os.environ.get("ORCHESTRATE_LIFELINE_FD")] if number]
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
@@ -82,21 +85,23 @@ def keep(orders: Orders) -> int:
         root, in_container = find_root()
         for folder in ("model", "checkpoints", "output/data"):
             (root / folder).mkdir(parents=True, exist_ok=True)
-        (root / "output/failure").unlink(missing_ok=True)
-        code, problem = run(root, in_container, orders)
+        for name in ("failure", "stopped"):
+            (root / "output" / name).unlink(missing_ok=True)
+        code, problem, order = run(root, in_container, orders)
     except (NotStarted, OSError, subprocess.SubprocessError) as error:
-        code, problem = 128 + orders.latest if orders.latest else 2, str(error)
+        code, problem, order = 128 + orders.latest if orders.latest else 2, str(error), orders.latest
         say("error: " + problem.split("\n")[0])
-    if code and root:
+    for name, text in (("failure", problem), ("stopped", signal.Signals(order).name if order else "")):
         with contextlib.suppress(OSError):  # a full disk: stderr has it
-            beside = root / "output/failure.tmp"
-            beside.write_text(printable(problem)[:FAILURE_CHARACTERS], encoding="utf-8")
-            beside.replace(root / "output/failure")
+            if root and text:
+                beside = root / f"output/{name}.tmp"
+                beside.write_text(printable(text)[:FAILURE_CHARACTERS], encoding="utf-8")
+                beside.replace(root / "output" / name)
     return code
 
 
-def run(root: Path, in_container: bool, orders: Orders) -> tuple[int, str]:
-    """Prepare, start and await the script; returns its exit code and its last error. Raises NotStarted, OSError."""
+def run(root: Path, in_container: bool, orders: Orders) -> tuple[int, str, int]:
+    """Start and await the script; returns exit code, last error ("" for code 0), stop signal. Raises NotStarted, OSError."""
     job = read_fields(Path(os.environ.get("ORCHESTRATE_JOB") or root / "input/data/job/job.json"), JOB_FIELDS)
     resources = read_fields(root / "input/config/resourceconfig.json", {"hosts": TEXTS, "current_host": TEXT})
     channels = read_fields(root / "input/config/inputdataconfig.json", {})
@@ -110,7 +115,7 @@ def run(root: Path, in_container: bool, orders: Orders) -> tuple[int, str]:
     outcome = supervise(command, orders, root / "code", environment, job["grace_seconds"])
     if command[2:4] == ["-m", "torch.distributed.run"]:
         outcome = without_torchrun(outcome, resources["hosts"].index(resources["current_host"]) * job["processes"])
-    return outcome.code, failure_text(job["script"], outcome)
+    return outcome.code, failure_text(job["script"], outcome) if outcome.code else "", outcome.stopped_by
 
 
 def find_root() -> tuple[Path, bool]:
@@ -171,8 +176,7 @@ def unpack_verified(root: Path, job: Job) -> None:
     code, beside = root / "code", root / "code.tmp"
     for old in filter(os.path.lexists, (beside, code)):
         shutil.rmtree(old)
-    digest = unpack(root / "input/data/code/package.tar.gz", beside)
-    if digest != job["package_digest"]:
+    if (digest := unpack(root / "input/data/code/package.tar.gz", beside)) != job["package_digest"]:
         raise NotStarted(f"the package is not the one submitted: its digest is {digest}, not {job['package_digest']}")
     beside.rename(code)
 
@@ -232,12 +236,9 @@ def script_arguments(job: Job) -> list[str]:
 def script_environment(root: Path, job: Job, resources: dict[str, Any], channels: dict[str, Any]) -> dict[str, str]:
     """What this process has, then the job's variables, then the uniform ones, formatted as sagemaker-training does."""
     data = sorted(name for name in channels if name not in ("code", "job"))  # which carry the package and job.json
+    folders = ("model", "output", "output/data", "input", "input/config")  # SM_MODEL_DIR … SM_INPUT_CONFIG_DIR
     uniform = {
-        "SM_MODEL_DIR": f"{root}/model",
-        "SM_OUTPUT_DIR": f"{root}/output",
-        "SM_OUTPUT_DATA_DIR": f"{root}/output/data",
-        "SM_INPUT_DIR": f"{root}/input",
-        "SM_INPUT_CONFIG_DIR": f"{root}/input/config",
+        **{f"SM_{path.replace('/', '_')}_DIR": f"{root}/{path}" for path in folders},
         "SM_CHANNELS": compact(data),
         **{f"SM_CHANNEL_{name}": f"{root}/input/data/{name}" for name in data},
         "SM_NUM_CPUS": str(cpu_count()),
@@ -288,17 +289,15 @@ def gpu_count() -> int:
 
 
 def python_with_requirements(root: Path, in_container: bool, environment: dict[str, str], orders: Orders) -> str:
-    """A Python that has what the package's requirements.txt asks for: this one if nothing is missing.
+    """A Python with what the package's requirements.txt asks for: this one if nothing is missing, or in a container.
 
-    Else packages go into this one's environment in a container, and elsewhere into ROOT/venv, which sees this one's: a
-    run never changes a user's environment. Raises NotStarted with pip's last lines.
+    Else ROOT/venv's, which sees this one's packages: a run never changes a user's environment. Raises NotStarted.
     """
     requirements = root / "code/requirements.txt"
     if not requirements.is_file():
         return sys.executable
     python = sys.executable if in_container else make_overlay(root / "venv")
-    elsewhere = ("PIP_USER", "PIP_TARGET", "PIP_PREFIX")
-    environment = {name: environment[name] for name in environment if name not in elsewhere}
+    environment = {n: v for n, v in environment.items() if n not in ("PIP_USER", "PIP_TARGET", "PIP_PREFIX")}
     install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
     say("installing what is missing of requirements.txt")
     outcome = supervise([*install, "-r", str(requirements)], orders, root / "code", environment, STRAGGLER_SECONDS)
@@ -369,22 +368,22 @@ class Orders:
 
     def allow_start(self) -> None:
         """Raises NotStarted once there was an order."""
-        self.wait(0)
-        if self.latest:
+        if self.wait(0) or self.latest:
             raise NotStarted(f"stopped by {signal.Signals(self.latest).name} before the start")
 
 
-def supervise(words: list[str], orders: Orders, place: Path, environ: dict[str, str], grace_seconds: float) -> Outcome:
-    """Run a command in *place* to its end, and to the end of all that it started; what it writes to stderr is passed on.
+def supervise(words: list[str], orders: Orders, place: Path, env: dict[str, str], grace_seconds: float) -> Outcome:
+    """Run a command in *place* to its end, and to the end of all that it started; its output is passed on.
 
     The first order goes to the command alone, which then has *grace_seconds*; SIGKILL goes to all. Raises NotStarted.
     """
     orders.allow_start()
-    nothing, pipe = subprocess.DEVNULL, subprocess.PIPE
-    process = subprocess.Popen(words, cwd=place, env=environ, stdin=nothing, stderr=pipe, start_new_session=True)
-    tail = bytearray()
-    reader = threading.Thread(target=pass_on, args=(process.stderr, tail), daemon=True)
-    reader.start()
+    null, pipe = subprocess.DEVNULL, subprocess.PIPE
+    process = subprocess.Popen(words, cwd=place, env=env, stdin=null, stdout=pipe, stderr=pipe, start_new_session=True)
+    tail, readers = bytearray(), []
+    for streams in ((process.stdout, 1, bytearray()), (process.stderr, 2, tail)):
+        readers.append(threading.Thread(target=pass_on, args=streams, daemon=True))
+        readers[-1].start()
     stopped_by, deadline = 0, float("inf")
     while (code := reap(process.pid)) is None:
         order = orders.wait(min(3600.0, max(0.0, deadline - time.monotonic())))
@@ -396,20 +395,22 @@ def supervise(words: list[str], orders: Orders, place: Path, environ: dict[str, 
             os.kill(process.pid, order)
     process.returncode = code
     end_all(process.pid, 0 if stopped_by == signal.SIGKILL else STRAGGLER_SECONDS, orders)
-    reader.join(STRAGGLER_SECONDS)  # not for ever: whoever reads our stderr may be stuck
+    deadline = time.monotonic() + STRAGGLER_SECONDS  # not for ever: whoever reads our output may be stuck
+    for reader in readers:
+        reader.join(max(0.0, deadline - time.monotonic()))
     return Outcome(code, tail.decode("utf-8", "replace"), stopped_by)
 
 
-def pass_on(source: Any, tail: bytearray) -> None:
-    """Write what comes from the pipe *source* to stderr at once, whoever still listens, and keep its end in *tail*."""
+def pass_on(source: Any, target: int, tail: bytearray) -> None:
+    """Write what comes from the pipe *source* to *target* at once, whoever still listens, and keep its end in *tail*."""
     with source:
         while block := source.read1(65536):
             tail += block
             del tail[:-TAIL_BYTES]
             with contextlib.suppress(OSError):
                 while block:
-                    select.select([], [2], [])  # a terminal may be in non-blocking mode
-                    block = block[os.write(2, block) :]
+                    select.select([], [target], [])  # a terminal may be in non-blocking mode
+                    block = block[os.write(target, block) :]
 
 
 def reap(pid: int) -> int | None:

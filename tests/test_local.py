@@ -582,3 +582,33 @@ def test_a_smoke_run_that_was_killed_is_swept_away(orchestrate: Orchestrate, pro
 def test_an_error_behind_the_first_metric_fails_the_smoke_run(orchestrate: Orchestrate, project: Path) -> None:
     (project / "train.py").write_text("print('[metrics] a=1', flush=True)\n1 / 0\n")
     assert "ZeroDivisionError" in orchestrate("submit", "--smoke").err
+
+
+def test_a_script_that_saves_aloud_survives_the_death_of_its_supervisor(
+    orchestrate: Orchestrate, project: Path, home: Path
+) -> None:
+    (project / "train.py").write_text(
+        SLOW_SCRIPT.replace(
+            "    (checkpoints /", "    print('saving', flush=True)\n    time.sleep(1)\n    (checkpoints /"
+        )
+    )
+    orchestrate("submit", "--detach")
+    wait_until(lambda: log_has(home, "ready"), what="the script's start")
+    with Ledger.open_to_read(home / "ledger.sqlite") as ledger:
+        pid = ledger.newest(1)[0].pid
+    assert pid is not None
+    psutil.Process(pid).kill()
+    wait_until(lambda: not processes_of(home), what="the end of every process")
+    assert (run_folder(home) / "root/checkpoints/saved").exists()
+
+
+def test_a_script_stopped_from_outside_is_stopped_also_if_it_ends_well(
+    orchestrate: Orchestrate, project: Path, home: Path
+) -> None:
+    (project / "train.py").write_text(SLOW_SCRIPT.replace("sys.exit(143)", "sys.exit(0)"))
+    orchestrate("submit", "--detach")
+    wait_until(lambda: log_has(home, "ready"), what="the script's start")
+    psutil.Process(json.loads((run_folder(home) / "child.json").read_text())["pid"]).terminate()
+    wait_until(lambda: newest(home)["state"] not in ("running", "starting"), what="its end")
+    assert newest(home)["state"] == "stopped"
+    assert newest(home)["reason"] == "stopped by SIGTERM from outside"

@@ -35,6 +35,12 @@ STAYS = FAMILY.format(end="time.sleep(600)")
 LEAVES_THEM = FAMILY.format(end="time.sleep(1)")
 
 
+def stopped(place: Place) -> str | None:
+    """What ROOT/output/stopped holds."""
+    path = place.root / "output/stopped"
+    return path.read_text() if path.exists() else None
+
+
 def read_lines(process: Any, count: int) -> list[bytes]:
     return [process.stdout.readline() for _ in range(count)]
 
@@ -93,16 +99,6 @@ def test_ten_megabytes_of_stderr_without_a_newline_arrive_and_their_end_is_told(
     assert ended.failure == "x" * 1021 + "end"
 
 
-def test_stderr_is_passed_on_as_it_comes(place: Place) -> None:
-    place.lay_out(
-        {"train.py": "import sys, time; print('no newline', end='', file=sys.stderr, flush=True); time.sleep(600)"}
-    )
-    process = place.start()
-    assert process.stderr is not None
-    process.stderr.readline()
-    assert os.read(process.stderr.fileno(), 100) == b"no newline"
-
-
 def test_output_goes_on_when_nobody_reads_stderr_any_more(place: Place) -> None:
     script = """
         import sys
@@ -120,6 +116,66 @@ def test_output_goes_on_when_nobody_reads_stderr_any_more(place: Place) -> None:
     assert ended.failure.endswith("ValueError: told in the file")
 
 
+@pytest.mark.parametrize("number", [1, 2], ids=["stdout", "stderr"])
+def test_output_is_passed_on_as_it_comes(place: Place, number: int) -> None:
+    script = f"import os, time; os.write({number}, b'no newline, \\xff\\0'); time.sleep(600)"
+    place.lay_out({"train.py": script})
+    process = place.start()
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stderr.readline()
+    assert os.read((process.stdout, process.stderr)[number - 1].fileno(), 100) == b"no newline, \xff\0"
+
+
+SAVES = """
+    import pathlib, signal, sys, time
+    def save(*_):
+        for _ in range(100): print("saving " * 1000, flush=True)
+        pathlib.Path("../checkpoints/saved").touch()
+        sys.exit(0)
+    signal.signal(signal.SIGTERM, save)
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_script_that_prints_may_save_when_whoever_read_its_output_was_killed(place: Place) -> None:
+    place.lay_out({"train.py": SAVES})
+    process, write_end = start_with_lifeline(place)
+    read_lines(process, 1)
+    process.stdout.close()
+    process.stderr.close()
+    process.stdout = process.stderr = None
+    os.close(write_end)
+    ended = place.ended(process)
+    assert (place.root / "checkpoints/saved").exists()
+    assert (ended.code, ended.failure, stopped(place)) == (0, None, "SIGTERM")
+
+
+def test_a_script_that_closes_its_output_goes_on(place: Place) -> None:
+    script = "import os, pathlib; os.close(1); os.close(2); pathlib.Path('../model/done').touch()"
+    ended = place.run({"train.py": script})
+    assert (ended.code, ended.out, (place.root / "model/done").exists()) == (0, b"", True)
+
+
+def test_what_is_written_by_a_daemon_that_keeps_the_output_open_is_passed_on_until_it_is_ended(place: Place) -> None:
+    script = """
+        import os, subprocess, sys
+        read, write = os.pipe()
+        code = f"import os, time; os.write(1, b'daemon'); os.write({write}, b'!'); time.sleep(600)"
+        subprocess.Popen([sys.executable, "-c", code], start_new_session=True, pass_fds=[write])
+        os.read(read, 1)
+    """
+    ended = place.run({"train.py": script})
+    assert (ended.code, ended.out, place.alive()) == (0, b"daemon", [])
+
+
+def test_a_script_with_much_output_ends_where_stdout_was_closed_from_the_start(place: Place) -> None:
+    place.lay_out({"train.py": "print('x' * 1_000_000)"})
+    process = place.start(prefix=["sh", "-c", 'exec "$0" "$@" >&-'])
+    assert place.ended(process).code == 0
+
+
 @pytest.mark.parametrize("code", [1, 3, 170, 255])
 def test_the_exit_code_is_the_scripts_own(place: Place, code: int) -> None:
     ended = place.run({"train.py": f"raise SystemExit({code})"})
@@ -128,7 +184,7 @@ def test_the_exit_code_is_the_scripts_own(place: Place, code: int) -> None:
 
 def test_a_script_ended_by_a_signal_gives_128_and_its_number(place: Place) -> None:
     ended = place.run({"train.py": "import os; os.kill(os.getpid(), 11)"})
-    assert (ended.code, ended.failure) == (139, "train.py was ended by SIGSEGV")
+    assert (ended.code, ended.failure, stopped(place)) == (139, "train.py was ended by SIGSEGV", None)
 
 
 def test_the_failure_file_holds_the_last_traceback(place: Place) -> None:
@@ -162,11 +218,12 @@ def test_a_huge_message_is_cut_at_its_end(place: Place) -> None:
     assert len(ended.failure) == 1024
 
 
-def test_an_old_failure_file_does_not_outlive_a_success(place: Place) -> None:
+def test_what_an_earlier_start_left_does_not_outlive_a_success(place: Place) -> None:
     place.lay_out({"train.py": "pass"})
     (place.root / "output").mkdir()
     (place.root / "output/failure").write_text("old")
-    assert place.ended(place.start()).failure is None
+    (place.root / "output/stopped").write_text("SIGTERM")
+    assert (place.ended(place.start()).failure, stopped(place)) == (None, None)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
@@ -191,7 +248,7 @@ def test_a_signal_reaches_the_script_once_and_it_may_save(place: Place, signum: 
     assert read_lines(process, 1) == [b"got 1\n"]
     process.send_signal(signum)
     ended = place.ended(process)
-    assert (ended.code, ended.out, ended.failure) == (0, b"saved\n", None)
+    assert (ended.code, ended.out, ended.failure, stopped(place)) == (0, b"saved\n", None, signum.name)
 
 
 def test_a_script_that_ends_by_the_signal_is_told_as_stopped(place: Place) -> None:
@@ -210,6 +267,7 @@ def test_after_the_grace_a_script_that_ignores_sigterm_is_killed(place: Place) -
     process.terminate()
     ended = place.ended(process)
     assert (ended.code, ended.failure, place.alive()) == (137, "train.py was stopped by SIGKILL", [])
+    assert stopped(place) == "SIGKILL"
 
 
 def test_after_the_grace_the_whole_family_is_killed(place: Place) -> None:
@@ -291,6 +349,7 @@ def test_a_signal_before_the_start_prevents_it(place: Place) -> None:
     ended = place.ended(process)
     assert ended.out == b""
     assert (ended.code, ended.failure) == (143, "stopped by SIGTERM before the start")
+    assert stopped(place) == "SIGTERM"
 
 
 def test_a_second_start_unpacks_anew(place: Place) -> None:
