@@ -360,6 +360,8 @@ def logs(
         data = b"".join(backends.load(run.backend).logs(run, follow=follow))
         render.print_json({"id": run.id, "lines": data.decode("utf-8", "replace").splitlines()})
         return
+    if run.ended and run.started_at is None:
+        print(f"{run.id} has no output: {run.reason}", file=sys.stderr)
     try:
         watch.show_output(run, sys.stdout, to_its_end=follow)
     except KeyboardInterrupt:

@@ -14,6 +14,7 @@ from estimates import catalog
 from orchestrator import backends, crashpoints, package, plan, settings, state
 from orchestrator import entrypoint as entrypoints
 from orchestrator import samples as sample_data
+from orchestrator import spec as specs
 from orchestrator.backends import Backend, Started
 from orchestrator.entrypoint import Entrypoint
 from orchestrator.errors import BadInput, OrchestrateError, StateError, raise_all
@@ -136,7 +137,8 @@ def megabytes(size_bytes: int) -> str:
 
 
 def _expected_seconds(spec: TrainingSpec, found: Entrypoint) -> tuple[float | None, str]:
-    same = {"arguments": list(spec.arguments), "hyperparameters": dict(spec.hyperparameters), "data": dict(spec.data)}
+    asked = specs.as_json(spec)
+    same = {key: asked[key] for key in ("arguments", "hyperparameters", "data", "instance", "processes")}
     with Ledger.open_to_read(state.ledger_file()) as ledger:
         seconds = ledger.earlier_seconds(plan.script_key(found), same)
     if seconds is not None:
@@ -227,8 +229,6 @@ def _channel_folder(place: str) -> Path:
 
 
 def _intent(prepared: Prepared) -> Run:
-    from orchestrator import spec as specs
-
     decided = prepared.plan
     return Run(
         id=decided.run_id,

@@ -147,6 +147,10 @@ class Ledger:
     @classmethod
     def open_to_read(cls, path: Path) -> Ledger:
         """The ledger at *path* for looking only: also in a folder that cannot be written, and empty where there is none."""
+        if path.parent.exists() and not path.parent.is_dir():
+            raise StateError(
+                f"{path.parent} is a file, not a folder", hint="export ORCHESTRATE_HOME=/a/folder/you/can/write"
+            )
         if not path.exists():
             connection = sqlite3.connect(":memory:", isolation_level=None)
             connection.executescript(_SCHEMA)

@@ -265,6 +265,9 @@ def test_a_state_folder_that_is_a_file_is_told(orchestrate: Orchestrate, project
     answer = orchestrate("submit", "train.py", env={"ORCHESTRATE_HOME": str(tmp_path / "file")})
     assert answer.code == 2
     assert "export ORCHESTRATE_HOME=" in answer.err
+    listed = orchestrate("list", env={"ORCHESTRATE_HOME": str(tmp_path / "file")})
+    assert listed.code == 2
+    assert "is a file, not a folder" in listed.err
     with contextlib.suppress(FileNotFoundError):
         assert (tmp_path / "file").stat().st_size == 0
 
