@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,7 @@ from orchestrator.runs import Event, Run, RunState
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
+    from rich.text import Text
 
 SHOWN_LEFT_OUT = 20
 _COLOURS: Mapping[str, str] = {
@@ -31,33 +33,124 @@ _COLOURS: Mapping[str, str] = {
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console that keeps lines whole where it is not a terminal."""
+    """A console that keeps lines whole where it is not a terminal, and makes no emoji of a file named `:x:`."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() else 160
-    return Console(file=stream, width=width, highlight=False, soft_wrap=not stream.isatty())
+    tty = stream.isatty()
+    return Console(file=stream, width=None if tty else 100_000, soft_wrap=not tty, highlight=False, emoji=False)
 
 
-def _table(*columns: str, right: Sequence[str] = ()) -> Table:
+@dataclass(frozen=True)
+class _Column:
+    """A column as wide as what it holds, or, where the terminal is narrow, down to *least* cells (None: always whole).
+
+    What has no room then is carried on in the next line, or, with *cut*, cut off with an ellipsis.
+    """
+
+    name: str
+    right: bool = False
+    least: int | None = None
+    cut: bool = False
+
+
+def _print_table(
+    out: Console, columns: Sequence[_Column], rows: Sequence[Sequence[Text]], dropped_first: Sequence[str] = ()
+) -> list[str]:
+    """Print a table that fits the console: columns give way down to their least, then those of *dropped_first* go.
+
+    Returns the names of the columns that went.
+    """
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
+    gap = 2
+    shown = {
+        column: max([len(column.name), *(row[number].cell_len for row in rows)])
+        for number, column in enumerate(columns)
+    }
+    gone: list[str] = []
+    for name in dropped_first:
+        least = sum(min(width, column.least or width) for column, width in shown.items())
+        if least + gap * (len(shown) - 1) <= out.width:
+            break
+        gone.append(name)
+        shown = {column: width for column, width in shown.items() if column.name != name}
+    excess = sum(shown.values()) + gap * (len(shown) - 1) - out.width
+    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
+    for column, width in reversed(shown.items()):  # what stands last gives way first
+        given = max(min(excess, width - (column.least or width)), 0)
+        shown[column] = width - given
+        excess -= given
+    for column, width in shown.items():
         table.add_column(
-            column, justify="right" if column in right else "left", overflow="fold", no_wrap=column in right
+            column.name,
+            justify="right" if column.right else "left",
+            overflow="ellipsis" if column.cut or column.least is None else "fold",
+            no_wrap=column.cut or column.least is None,
+            width=width,
         )
-    return table
+    kept = [number for number, column in enumerate(columns) if column in shown]
+    for row in rows:
+        table.add_row(*(row[number] for number in kept))
+    out.print(table)
+    return gone
+
+
+def _print_pairs(out: Console, pairs: Iterable[tuple[str, str]]) -> None:
+    """Names in bold, and beside each what it stands for."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, words in pairs:
+        table.add_row(f"[bold]{name}[/]", cell(words))
+    out.print(table)
 
 
 def print_json(value: object) -> None:
-    """*value* on stdout as one JSON document."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+    """*value* on stdout as one JSON document; numbers that JSON does not have become "nan", "inf" and "-inf"."""
+    finite = _finite(value)
+    text = json.dumps(finite, ensure_ascii=False, indent=2, allow_nan=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # half a letter of a file's name, or a stdout that knows fewer letters
+        text = json.dumps(finite, indent=2, allow_nan=False)
+    sys.stdout.write(text + "\n")
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {name: _finite(member) for name, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(member) for member in value]
+    return value
 
 
 def clean(text: str) -> str:
     """*text* without control codes: what came from elsewhere must not move the cursor or colour the screen."""
     return "".join(letter if letter in "\n\t" or letter.isprintable() or letter == " " else "\ufffd" for letter in text)
+
+
+def cell(text: str) -> Text:
+    """*text* as it is, for a table or a line: nothing in it is taken for markup or control codes.
+
+    Not rich.markup.escape: it doubles a backslash at the end.
+    """
+    from rich.text import Text
+
+    return Text(clean(text))
+
+
+def shown_name(path: Path | str) -> str:
+    """*path* as it is, or quoted where it holds what cannot be printed."""
+    name = str(path)
+    return name if name.isprintable() else repr(name)
+
+
+repr_name = shown_name
 
 
 def duration(seconds: float | None) -> str:
@@ -77,18 +170,12 @@ def duration(seconds: float | None) -> str:
 
 def show_plan(plan: Plan, manifest: Manifest, request: Mapping[str, Any]) -> None:
     """The whole of a dry run: what would be done, what goes along, the request, what it would cost."""
-    from rich.markup import escape
-
     out = console()
-    rows = _table("", "")
-    rows.show_header = False
-    for name, value in plan_lines(plan):
-        rows.add_row(f"[bold]{name}[/]", escape(clean(value)))
-    out.print(rows)
+    _print_pairs(out, plan_lines(plan))
     out.print("\n[bold]Package[/]")
     show_manifest(manifest, out)
     out.print("\n[bold]Request[/] (exactly what would be sent; nothing has been sent, uploaded or written)")
-    out.out(json.dumps(request, ensure_ascii=False, indent=2))
+    out.out(clean(json.dumps(request, ensure_ascii=False, indent=2)))
     out.print()
     show_costs(plan, plan.seconds, plan.seconds_from, out)
 
@@ -97,7 +184,7 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
     """The plan as (name, words) pairs."""
     spec = plan.spec
     yield "script", f"{plan.entrypoint.script} ({plan.entrypoint.chosen})"
-    yield "source", str(plan.entrypoint.source_dir)
+    yield "source", shown_name(plan.entrypoint.source_dir)
     if spec.hyperparameters:
         yield "hyperparameters", " ".join(f"{name}={value}" for name, value in spec.hyperparameters)
     if spec.arguments:
@@ -125,21 +212,20 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
 
 def show_manifest(manifest: Manifest, out: Console | None = None) -> None:
     """What goes in, what stays out and by which rule, sizes and digest."""
-    from rich.markup import escape
-
     out = out or console()
-    table = _table("size", "mode", "file", "rule", right=("size",))
-    for file in manifest.files:
-        table.add_row(
-            f"{file.size_bytes:,}", f"{file.mode:o}", escape(clean(repr_name(file.path))), escape(clean(file.rule))
-        )
-    out.print(table)
+    columns = (_Column("size", right=True), _Column("mode"), _Column("file", least=16), _Column("rule", least=16))
+    rows = [
+        [cell(f"{file.size_bytes:,}"), cell(f"{file.mode:o}"), cell(shown_name(file.path)), cell(file.rule)]
+        for file in manifest.files
+    ]
+    _print_table(out, columns, rows, dropped_first=("mode",))
     if manifest.left_out:
         out.print(f"[bold]left out[/] ({len(manifest.left_out)})")
-        table = _table("path", "rule")
-        for item in manifest.left_out[:SHOWN_LEFT_OUT]:
-            table.add_row(escape(clean(repr_name(item.path) + ("/" if item.is_dir else ""))), escape(clean(item.rule)))
-        out.print(table)
+        rows = [
+            [cell(shown_name(item.path) + ("/" if item.is_dir else "")), cell(item.rule)]
+            for item in manifest.left_out[:SHOWN_LEFT_OUT]
+        ]
+        _print_table(out, (_Column("path", least=16), _Column("rule", least=16)), rows)
         if len(manifest.left_out) > SHOWN_LEFT_OUT:
             out.print(f"… and {len(manifest.left_out) - SHOWN_LEFT_OUT} more: --json lists all")
     out.print(f"{counted(len(manifest.files), 'file')}, {megabytes(manifest.size_bytes)}, digest {manifest.digest}")
@@ -148,11 +234,6 @@ def show_manifest(manifest: Manifest, out: Console | None = None) -> None:
 def counted(number: int, noun: str) -> str:
     """`1 file`, `2 files`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def repr_name(name: str) -> str:
-    """*name* as it is, or quoted where it holds what cannot be printed."""
-    return name if name.isprintable() else repr(name)
 
 
 def manifest_json(manifest: Manifest, package: Package | None = None) -> dict[str, Any]:
@@ -177,35 +258,45 @@ def manifest_json(manifest: Manifest, package: Package | None = None) -> dict[st
 
 # Costs
 
+_COST_COLUMNS = (
+    _Column("cloud"),
+    _Column("machine"),
+    _Column("what", least=28, cut=True),
+    _Column("region"),
+    _Column("$/hour", right=True),
+    _Column("this run", right=True),
+    _Column("price of"),
+)
+
 
 def show_costs(plan: Plan, seconds: float | None, seconds_from: str, out: Console | None = None) -> None:
     """What the same run would cost in both clouds: the machine that was named, then the cheapest of each kind."""
-    from rich.markup import escape
-
     out = out or console()
     rows = plan.cost_rows(seconds)
     how_long = f"{duration(seconds)} ({seconds_from})" if seconds is not None else seconds_from
-    out.print("[bold]The same run in the cloud[/]", highlight=False)
-    out.print(f"for {escape(how_long)}; how fast each machine would be is not predicted yet")
-    table = _table("cloud", "machine", "what", "region", "$/hour", "this run", "price of", right=("$/hour", "this run"))
+    out.print("[bold]The same run in the cloud[/]")
+    out.print(cell(f"for {how_long}; how fast each machine would be is not predicted yet"))
     own = plan.machine_row(seconds)
-    for row in ([own] if own else []) + [
-        row for row in cheapest_of_each_kind(rows) if own is None or row.machine != own.machine
-    ]:
-        table.add_row(*_cost_cells(row))
-    out.print(table)
+    shown = [own] if own else []
+    shown += [row for row in cheapest_of_each_kind(rows) if own is None or row.machine != own.machine]
+    gone = _print_table(
+        out, _COST_COLUMNS, [_cost_cells(row) for row in shown], ("price of", "region", "what", "cloud", "$/hour")
+    )
     out.print(
         f"{len(rows)} machines have a published price here (all with --json); of the others it is unknown."
         " Machine time only: no storage, no transfer, no start-up."
+        + (f" Too narrow here to show: {', '.join(gone)}." if gone else "")
     )
 
 
-def _cost_cells(row: cost.CostRow) -> tuple[str, ...]:
+def _cost_cells(row: cost.CostRow) -> list[Text]:
     price = row.price
     hourly = "unknown" if price is None else f"${price.usd_per_hour * row.count:,.4f}"
     cost_text = cost.format_usd(row.usd) if row.hours is not None else "-"
     machine = row.machine.name if row.count == 1 else f"{row.count} × {row.machine.name}"
-    return row.machine.cloud, machine, row.machine.label, row.region, hourly, cost_text, price.dated if price else "-"
+    dated = price.dated if price else "-"
+    words = (row.machine.cloud, machine, row.machine.label, row.region, hourly, cost_text, dated)
+    return [cell(text) for text in words]
 
 
 def cheapest_of_each_kind(rows: Iterable[cost.CostRow]) -> list[cost.CostRow]:
@@ -226,29 +317,28 @@ def costs_json(plan: Plan, seconds: float | None) -> list[dict[str, Any]]:
 
 # Runs
 
+_RUN_COLUMNS = (
+    _Column("run"),
+    _Column("state"),
+    _Column("script", least=12, cut=True),
+    _Column("backend"),
+    _Column("machine"),
+    _Column("created (UTC)"),
+    _Column("took", right=True),
+    _Column("cost", right=True),
+    _Column("metrics", least=20, cut=True),
+)
+
 
 def show_runs(runs: Sequence[Run], metrics: Mapping[str, Mapping[str, float]]) -> None:
     """The ledger as a table, newest first."""
-    table = _table(
-        "run",
-        "state",
-        "script",
-        "backend",
-        "machine",
-        "created (UTC)",
-        "took",
-        "cost",
-        "metrics",
-        right=("took", "cost"),
-    )
+    rows = []
     for run in runs:
-        colour = _COLOURS.get(run.state)
-        state = f"[{colour}]{run.state}[/]" if colour else run.state
         machine = run.plan.get("machine") or {}
-        table.add_row(
+        words = (
             run.id,
-            state,
-            clean(run.script),
+            run.state,
+            shown_name(run.script),
             run.backend,
             machine.get("name", "this one"),
             run.created_at[:19].replace("T", " "),
@@ -256,7 +346,10 @@ def show_runs(runs: Sequence[Run], metrics: Mapping[str, Mapping[str, float]]) -
             money(run.actual_usd),
             metric_words(metrics.get(run.id, {}), limit=3),
         )
-    console().print(table)
+        cells = [cell(text) for text in words]
+        cells[1].stylize(_COLOURS.get(run.state, ""))
+        rows.append(cells)
+    _print_table(console(), _RUN_COLUMNS, rows, ("backend", "machine", "created (UTC)", "cost", "took", "metrics"))
 
 
 def money(usd: str | None) -> str:
@@ -276,31 +369,22 @@ def _number(value: float) -> str:
 
 def show_status(run: Run, events: Sequence[Event], metrics: Mapping[str, float], error_lines: str | None) -> None:
     """One run: how it stands, how it came there, what it measured and cost, and what to type next."""
-    from rich.markup import escape
-
     out = console()
-    table = _table("", "")
-    table.show_header = False
-    estimated = "-" if run.estimated_usd is None else money(run.estimated_usd)
     lines = {
         "run": f"{run.id} ({run.name})",
         "state": run.state + (f": {run.reason}" if run.reason else ""),
-        "script": f"{run.script} from {run.plan.get('source_dir')}",
+        "script": f"{shown_name(run.script)} from {shown_name(str(run.plan.get('source_dir')))}",
         "package": run.package_digest or "-",
         "took": duration(run.seconds()),
-        "cost": f"{money(run.actual_usd)} (estimated {estimated})",
+        "cost": f"{money(run.actual_usd)} (estimated {money(run.estimated_usd)})",
         "exit code": "-" if run.exit_code is None else str(run.exit_code),
         "metrics": metric_words(metrics) or "-",
-        "folder": run.run_dir,
+        "folder": shown_name(run.run_dir),
     }
-    for name, value in lines.items():
-        table.add_row(f"[bold]{name}[/]", escape(clean(value)))
-    out.print(table)
+    _print_pairs(out, lines.items())
     for event in events:
-        out.print(
-            f"  {event.at[:19].replace('T', ' ')}  {event.state}"
-            + (f"  {escape(clean(event.note))}" if event.note else "")
-        )
+        note = f"  {event.note}" if event.note else ""
+        out.print(cell(f"  {event.at[:19].replace('T', ' ')}  {event.state}{note}"))
     if error_lines:
         out.print("[bold]its own last lines[/]")
         out.out(clean(error_lines))
@@ -314,13 +398,12 @@ def show_receipt(plan: Plan, run: Run, metrics: Mapping[str, float]) -> None:
     out = console()
     out.print(f"\n[bold green]{run.id} succeeded[/] in {duration(run.seconds())}, cost $0 (this machine)")
     if metrics:
-        out.print(f"  {metric_words(metrics)}")
+        out.print(cell(f"  {metric_words(metrics)}"))
     for folder, files in _by_folder(backends.load(run.backend).artifacts(run)).items():
         size = megabytes(sum(file.size_bytes for file in files))
-        out.print(
-            f"  {folder}: {counted(len(files), 'file')}, {size}  {shown_path(Path(run.run_dir) / 'root' / folder)}",
-            highlight=False,
-        )
+        place = shown_path(Path(run.run_dir) / "root" / folder)
+        line = cell(f"  {shown_name(folder)}: {counted(len(files), 'file')}, {size}  {place}")
+        out.print(line, soft_wrap=True)  # the terminal breaks the path, so that it is copied whole
     out.print()
     show_costs(plan, run.seconds(), "as long as it took here", out)
     out.print(f"{next_steps(run)}   or: orchestrate status {run.id}")
@@ -366,13 +449,17 @@ def run_json(run: Run, metrics: Mapping[str, float], events: Sequence[Event] = (
 
 
 def show_artifacts(run: Run, found: Sequence[Artifact]) -> None:
-    table = _table("size", "file", "place", right=("size",))
-    for artifact in found:
-        table.add_row(megabytes(artifact.size_bytes), clean(repr_name(artifact.path)), clean(artifact.place))
     out = console()
-    out.print(table if found else f"{run.id} left no files")
-    if found:
-        out.print(f"next: orchestrate artifacts {run.id} --to DIR")
+    if not found:
+        out.print(f"{run.id} left no files")
+        return
+    columns = (_Column("size", right=True), _Column("file", least=20), _Column("place", least=20))
+    rows = [
+        [cell(megabytes(artifact.size_bytes)), cell(shown_name(artifact.path)), cell(shown_name(artifact.place))]
+        for artifact in found
+    ]
+    _print_table(out, columns, rows, dropped_first=("place",))
+    out.print(f"next: orchestrate artifacts {run.id} --to DIR")
 
 
 # Progress
@@ -406,7 +493,7 @@ def progress_bar() -> Iterator[Progress | None]:
 
 
 def shown_path(path: Path | str) -> str:
-    """*path* with the home folder as `~`."""
+    """*path* with the home folder as `~`, quoted where it holds what cannot be printed."""
     with contextlib.suppress(ValueError):
-        return "~/" + str(Path(path).relative_to(Path.home()))
-    return str(path)
+        return shown_name("~/" + str(Path(path).relative_to(Path.home())))
+    return shown_name(path)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import errno
+import os
 import re
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -16,6 +19,7 @@ from orchestrator.metrics import MetricReader
 from orchestrator.runs import Ledger, Run, RunState
 
 QUIET_SECONDS = 2.0
+REDRAW_SECONDS = 0.5
 # CSI and OSC sequences whole, then every other control code but tab, line end and (for progress bars) carriage return
 _ESCAPES = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])"
@@ -36,16 +40,42 @@ class Printer:
         self._began = self._spoke = time.monotonic()
         self._at_line_start = True
         self._status_shown = False
+        self._drawn = -REDRAW_SECONDS
+        self.nobody_reads = False
 
     def write(self, data: bytes) -> None:
-        if not data:
-            self._status()
+        """Pass *data* on; b"" is a moment of silence. Writes nothing more once nobody reads: see nobody_reads."""
+        if self.nobody_reads:
             return
-        if not self._tty:
+        with self._gone_readers_noticed():
+            if not data:
+                self._status()
+            elif self._tty:
+                self._show(data)
+            else:
+                self._stream.flush()
+                self._stream.buffer.write(data)
+                self._stream.buffer.flush()
+
+    def close(self) -> None:
+        with self._gone_readers_noticed():
+            self._clear()
             self._stream.flush()
-            self._stream.buffer.write(data)
-            self._stream.buffer.flush()
-            return
+
+    @contextlib.contextmanager
+    def _gone_readers_noticed(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            hung_up = self._tty and error.errno == errno.EIO
+            if not (isinstance(error, BrokenPipeError) or hung_up):
+                raise
+            self.nobody_reads = True
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())  # what is still buffered must not fail again, at the latest at exit
+            os.close(nowhere)
+
+    def _show(self, data: bytes) -> None:
         self._clear()
         for values in self._metrics.feed(data):
             self._last |= values
@@ -55,21 +85,22 @@ class Printer:
         self._spoke = time.monotonic()
         self._at_line_start = text.endswith("\n") if text else self._at_line_start
 
-    def close(self) -> None:
-        self._clear()
-
     def _status(self) -> None:
+        now = time.monotonic()
         if (
             not self._tty
             or not self._label
             or not self._at_line_start
-            or time.monotonic() - self._spoke < QUIET_SECONDS
+            or now - self._spoke < QUIET_SECONDS
+            or now - self._drawn < REDRAW_SECONDS
         ):
             return
         words = render.metric_words(self._last, limit=3)
-        line = f"{self._label} · {render.duration(time.monotonic() - self._began)}" + (f" · {words}" if words else "")
-        self._stream.write(f"\r{line[:100]}\x1b[K")
+        line = f"{self._label} · {render.duration(now - self._began)}" + (f" · {words}" if words else "")
+        columns = os.get_terminal_size(self._stream.fileno()).columns or 80  # 0: a terminal that does not know
+        self._stream.write(f"\r{line[: columns - 1]}\x1b[K")  # a full last column would begin a new line
         self._stream.flush()
+        self._drawn = now
         self._status_shown = True
 
     def _clear(self) -> None:
