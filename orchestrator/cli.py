@@ -193,8 +193,11 @@ def _show_dry_run(prepared: Prepared, *, as_json: bool) -> None:
 
 
 def _say_start(prepared: Prepared) -> None:
+    from orchestrator.render import shown_name
+
     decided = prepared.plan
-    print(f"run {decided.run_id}: {decided.entrypoint.script} ({decided.entrypoint.chosen})", file=sys.stderr)
+    script = shown_name(decided.entrypoint.script)
+    print(f"run {decided.run_id}: {script} ({decided.entrypoint.chosen})", file=sys.stderr)
     for note in decided.notes:
         print(f"note: {note}", file=sys.stderr)
 
@@ -259,7 +262,7 @@ def package(
             render.print_json({"path": answer.path, "included": answer.included, "rule": answer.rule})
         else:
             print(
-                render.clean(f"{render.repr_name(answer.path)}: {'in' if answer.included else 'out'} ({answer.rule})")
+                render.clean(f"{render.shown_name(answer.path)}: {'in' if answer.included else 'out'} ({answer.rule})")
             )
         return
     with render.progress_bar() as progress:
@@ -299,7 +302,8 @@ def copy(
         render.print_json({"files": [str(path) for path in made]})
     else:
         print(
-            "\n".join(f"copied {path}" for path in made) + f"\nnext: orchestrate submit {made[0]} --data sample:mnist"
+            "\n".join(f"copied {render.shown_name(path)}" for path in made)
+            + f"\nnext: orchestrate submit {made[0]} --data sample:mnist"
         )
 
 
@@ -363,7 +367,7 @@ def logs(
     if run.ended and run.started_at is None:
         print(f"{run.id} has no output: {run.reason}", file=sys.stderr)
     try:
-        watch.show_output(run, sys.stdout, to_its_end=follow)
+        watch.show_output(run, sys.stdout, to_its_end=follow, leave_when_unread=True)
     except KeyboardInterrupt:
         raise Interrupted(f"{run.id} goes on", hint=f"orchestrate cancel {run.id}") from None
 
@@ -388,7 +392,9 @@ def artifacts(
     elif to is None:
         render.show_artifacts(run, found)
     else:
-        print("\n".join(f"copied {path}" for path in copied) if copied else f"{run.id} left no files")
+        print(
+            "\n".join(f"copied {render.shown_name(path)}" for path in copied) if copied else f"{run.id} left no files"
+        )
 
 
 @app.command()

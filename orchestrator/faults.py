@@ -45,6 +45,11 @@ def exit_code_of(command: Callable[[], Any], *, as_json: bool) -> int:
     return result if isinstance(result, int) else 0
 
 
+def _printable(text: str) -> str:
+    """*text* without control codes: what an error quotes must not steer the terminal."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in text)
+
+
 def ready_streams() -> None:
     """Make stdout and stderr take whatever is printed: closed ones swallow it, and no letter is one too many for them."""
     for name in ("stdout", "stderr"):
@@ -61,7 +66,7 @@ def _silence() -> None:
 def _told(error: OrchestrateError, *, as_json: bool) -> int:
     members = error.errors if isinstance(error, Problems) else (error,)
     for member in members:
-        print(f"error: {member.what}", file=sys.stderr)
+        print(f"error: {_printable(member.what)}", file=sys.stderr)
         if member.hint:
             bare = member.hint.startswith(("did you mean", "one of"))
             print(f"  {member.hint}" if bare else f"  try: {member.hint}", file=sys.stderr)

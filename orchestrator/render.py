@@ -150,9 +150,6 @@ def shown_name(path: Path | str) -> str:
     return name if name.isprintable() else repr(name)
 
 
-repr_name = shown_name
-
-
 def duration(seconds: float | None) -> str:
     """`3.2 s`, `4 min 05 s`, `2 h 03 min`; `-` for None."""
     if seconds is None:

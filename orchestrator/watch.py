@@ -109,12 +109,17 @@ class Printer:
             self._status_shown = False
 
 
-def show_output(run: Run, stream: TextIO, *, to_its_end: bool) -> None:
-    """Show the output of *run* from its beginning, as far as it has come or until it has ended."""
+def show_output(run: Run, stream: TextIO, *, to_its_end: bool, leave_when_unread: bool = False) -> None:
+    """Show the output of *run* from its beginning, as far as it has come or until it has ended.
+
+    leave_when_unread: raise BrokenPipeError once nobody reads on (`logs --follow | head`).
+    """
     printer = Printer(stream, label=f"{run.id} running")
     try:
         for data in backends.load(run.backend).logs(run, follow=to_its_end):
             printer.write(data)
+            if leave_when_unread and printer.nobody_reads:
+                raise BrokenPipeError
     finally:
         printer.close()
 
@@ -183,7 +188,8 @@ def fault(run: Run) -> OrchestrateError | None:
         return OutcomeUnknown(f"{run.id} is {run.state}, as far as can be told", hint=f"orchestrate status {run.id}")
     lines = error_lines(run)
     tail = f"\n{render.clean(lines)}" if lines and lines != run.reason else ""
-    return ScriptFailed(f"{run.script} {run.state}: {run.reason}{tail}", hint=f"orchestrate logs {run.id}")
+    what = render.clean(f"{render.shown_name(run.script)} {run.state}: {run.reason}")
+    return ScriptFailed(what + tail, hint=f"orchestrate logs {run.id}")
 
 
 def error_lines(run: Run) -> str | None:

@@ -98,6 +98,7 @@ def test_json_keeps_stdout_to_one_document(orchestrate: Orchestrate, project: Pa
     assert orchestrate("logs", "--json").json["lines"][-1] == "from the script"
 
 
+@pytest.mark.slow
 def test_an_orchestrate_toml_is_trained_as_it_describes(orchestrate: Orchestrate, project: Path) -> None:
     (project / "jobs").mkdir()
     (project / "jobs" / "fit.py").write_text(
@@ -385,6 +386,7 @@ def test_output_that_is_not_text_passes_through_byte_for_byte(
     assert (run_folder(home) / "log.txt").read_bytes().endswith(b"x" * 300000)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_from_the_checkpoints_of_another(orchestrate: Orchestrate, project: Path) -> None:
     (project / "train.py").write_text(
         "import os\nfrom pathlib import Path\n"
@@ -431,6 +433,7 @@ def test_a_disk_that_fills_up_while_training_does_not_lose_the_run(
     assert run["metrics"] == {"step": 1.0, "loss": 0.5}, "read again from the log"
 
 
+@pytest.mark.slow
 def test_a_run_that_starts_while_somebody_looks_is_never_given_up(
     orchestrate: Orchestrate, project: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -612,3 +615,20 @@ def test_a_script_stopped_from_outside_is_stopped_also_if_it_ends_well(
     wait_until(lambda: newest(home)["state"] not in ("running", "starting"), what="its end")
     assert newest(home)["state"] == "stopped"
     assert newest(home)["reason"] == "stopped by SIGTERM from outside"
+
+
+def test_logs_leave_when_nobody_reads_on_and_the_run_goes_on(
+    orchestrate: Orchestrate, project: Path, home: Path
+) -> None:
+    (project / "train.py").write_text(SLOW_SCRIPT)
+    orchestrate("submit", "--detach")
+    wait_until(lambda: log_has(home, "ready"), what="the script's start")
+    reader = start("logs", "--follow", cwd=project)
+    assert reader.stdout is not None
+    reader.stdout.readline()
+    reader.stdout.close()
+    reader.stdout = None
+    _, err = reader.communicate(timeout=20)
+    assert b"Traceback" not in err
+    assert newest(home)["state"] == "running"
+    orchestrate("cancel")
