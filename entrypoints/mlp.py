@@ -156,7 +156,8 @@ def find_data(source: str) -> Path:
             MNIST(str(cache), download=True)
             return cache
     except (ImportError, OSError, RuntimeError) as error:
-        fail(f"--data {source} cannot be had: {' '.join(str(error).split())}; or try: --data DIR")
+        instead = "DIR" if source.startswith("sample:") else "sample:mnist"
+        fail(f"--data {source} cannot be had: {' '.join(str(error).split())}; or try: --data {instead}")
     if not Path(source).is_dir():
         fail(f"--data {source!r} is not a folder: try --data sample:mnist")
     return Path(source)
