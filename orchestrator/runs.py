@@ -279,11 +279,6 @@ class Ledger:
             merged |= json.loads(row["data"])
         return merged
 
-    def next_metric(self, run_id: str) -> int:
-        """The number that the run's next metric line takes."""
-        (row,) = self._read("SELECT coalesce(max(seq) + 1, 0) AS next FROM metrics WHERE run_id = ?", [run_id])
-        return int(row["next"])
-
     def earlier_seconds(self, script_key: str, arguments: Mapping[str, Any]) -> float | None:
         """Seconds that the newest successful run of this script with the same arguments took; None if there is none."""
         rows = self._read(

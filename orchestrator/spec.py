@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any, TypeVar
 
@@ -56,7 +56,7 @@ class TrainingSpec:
     max_hours: Decimal | None = None
     budget_usd: Decimal | None = None
     grace_seconds: int = 30
-    allow_files: tuple[str, ...] = field(default=())
+    allow_files: tuple[str, ...] = ()
     resume_from: str | None = None
 
 

@@ -78,7 +78,6 @@ def test_metric_lines_are_kept_once_each_however_often_they_are_told(path: Path)
         ledger.add_metrics("r-1", lines)
         assert len(ledger.metrics("r-1")) == 2
         assert ledger.last_metrics("r-1")["epoch"] == 2.0
-        assert ledger.next_metric("r-1") == 2
 
 
 def test_a_run_is_found_by_the_beginning_of_its_id(path: Path) -> None:
