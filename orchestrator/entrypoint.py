@@ -31,6 +31,7 @@ class Entrypoint:
     """A script that can be started: source_dir goes along, script is its place in it (POSIX), chosen says why this one.
 
     smoke_arguments: what the script's PEP 723 block gives for a run of a few steps, or None where it says nothing.
+    metrics: the names that the block says its metric lines hold, for a cloud that must be told them beforehand.
     """
 
     source_dir: Path
@@ -40,6 +41,7 @@ class Entrypoint:
     shipped: bool
     dependencies: tuple[str, ...] = ()
     smoke_arguments: tuple[str, ...] | None = None
+    metrics: tuple[str, ...] = ()
 
     @property
     def path(self) -> Path:
@@ -157,9 +159,11 @@ def _checked_syntax(name: str, data: bytes) -> str:
 def _described(text: str, path: Path, root: Path, chosen: str, shipped: bool) -> Entrypoint:
     block = _inline_metadata(path.name, text)
     dependencies = block.get("dependencies", [])
-    smoke = block.get("tool", {}).get("orchestrate", {}).get("smoke")
+    own = block.get("tool", {}).get("orchestrate", {})
+    smoke, metrics = own.get("smoke"), own.get("metrics", [])
     problems: list[OrchestrateError] = []
-    for key, value in (("dependencies", dependencies), ("tool.orchestrate.smoke", smoke)):
+    lists = {"dependencies": dependencies, "tool.orchestrate.smoke": smoke, "tool.orchestrate.metrics": metrics}
+    for key, value in lists.items():
         if value is not None and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
             problems.append(BadInput(f"{path.name}: {key} in its script block must be a list of texts"))
     raise_all(problems)
@@ -171,6 +175,7 @@ def _described(text: str, path: Path, root: Path, chosen: str, shipped: bool) ->
         shipped=shipped,
         dependencies=tuple(dependencies),
         smoke_arguments=None if smoke is None else tuple(smoke),
+        metrics=tuple(metrics),
     )
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Decimal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from estimates import catalog, cost
 from orchestrator import spec as specs
 from orchestrator.entrypoint import Entrypoint
 from orchestrator.errors import BadInput, NotInCatalog, OrchestrateError, OverBudget, raise_all, shown
 from orchestrator.spec import TrainingSpec
+
+if TYPE_CHECKING:
+    from orchestrator.aws.place import AwsPlace
 
 CLOUDS = ("sagemaker", "vertex")
 SAMPLE = "sample:"
@@ -36,7 +40,9 @@ class Plan:
     seconds: float | None
     seconds_from: str
     notes: tuple[str, ...] = ()
-    checkpoints_from: Path | None = None
+    checkpoints_from: str | None = None  # a folder here, or s3:// of an earlier run
+    cloud: AwsPlace | None = None
+    data_uris: specs.Pairs = ()  # where in the cloud each data channel lies, or will lie
 
     @property
     def script_key(self) -> str:
@@ -54,8 +60,17 @@ class Plan:
         region = self._regions().get(self.machine.cloud)
         return cost.row_for(self.machine, self.seconds if seconds is None else seconds, self.spec.count, region)
 
+    @property
+    def grace_seconds(self) -> int:
+        """What the script has from SIGTERM to SIGKILL."""
+        if self.cloud is None:
+            return self.spec.grace_seconds
+        from orchestrator.aws.place import GRACE_SECONDS
+
+        return GRACE_SECONDS
+
     def _regions(self) -> Mapping[str, str]:
-        return regions_of(self.spec)
+        return regions_of(self.spec) if self.cloud is None else {"sagemaker": self.cloud.region}
 
 
 def new_run_id() -> str:
@@ -76,6 +91,9 @@ def check(spec: TrainingSpec, folder: Path) -> tuple[catalog.Machine | None, spe
     machine = _machine(spec, problems)
     channels = _channels(spec, folder, problems)
     _region(spec, problems)
+    if spec.backend == "local" and spec.rehearse:
+        hint = "--backend sagemaker --instance ml.m5.xlarge --rehearse"
+        problems.append(BadInput("--rehearse rehearses a cloud, and this is a local run", hint=hint))
     if spec.backend == "local" and spec.count > 1:
         hint = f"--processes {spec.count} starts that many processes here"
         problems.append(BadInput(f"--count {spec.count}: a local run has one machine", hint=hint))
@@ -120,6 +138,8 @@ def _budget(spec: TrainingSpec, machine: catalog.Machine, problems: list[Orchest
     """A cloud run whose worst case costs more than the budget is refused; a local run costs nothing."""
     if spec.budget_usd is None or spec.backend == "local":
         return
+    if spec.max_hours is None and spec.backend == "sagemaker":
+        return  # the hours are what the budget buys: aws/place.py
     if spec.max_hours is None:
         problems.append(BadInput("--budget needs to know how long: no --max-hours", hint="--max-hours 2"))
         return
@@ -149,17 +169,22 @@ def _channels(spec: TrainingSpec, folder: Path, problems: list[OrchestrateError]
     found = []
     for name, location in spec.data:
         try:
-            found.append((name, channel_place(name, location, folder)))
+            found.append((name, channel_place(name, location, folder, spec.backend)))
         except OrchestrateError as error:
             problems.append(error)
     return tuple(found)
 
 
-def channel_place(name: str, location: str, folder: Path) -> str:
-    """*location* as a local run needs it: an existing folder's absolute path, or `sample:NAME` as it is."""
+def channel_place(name: str, location: str, folder: Path, backend: str = "local") -> str:
+    """*location* as *backend* needs it: an existing folder's absolute path; `sample:NAME` and the cloud's own as they are."""
     if location.startswith(SAMPLE):
         return location
     scheme = location.partition(":")[0]
+    if backend == "sagemaker" and scheme == "s3":
+        return _s3_place(name, location)
+    if backend == "sagemaker" and scheme == "gs":
+        hint = f"copy it to S3 first: gcloud storage rsync -r {location} s3://BUCKET/{name}"
+        raise BadInput(f"--data {name}={shown(location)}: SageMaker reads s3://, not gs://", hint=hint)
     if location.startswith(("s3://", "gs://")):
         tool = "aws s3 sync" if scheme == "s3" else "gcloud storage rsync -r"
         hint = f"copy it here first: {tool} {location} ./{name}, then --data {name}=./{name}"
@@ -183,6 +208,12 @@ def channel_place(name: str, location: str, folder: Path) -> str:
     if not any(path.iterdir()):
         raise BadInput(f"--data {name}: {shown(location)} is empty", hint="fill it, or name another folder")
     return str(path)
+
+
+def _s3_place(name: str, location: str) -> str:
+    if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.\-]{1,61}[a-z0-9](/[^\x00-\x1f]*)?", location):
+        raise BadInput(f"--data {name}={shown(location)} is not a valid s3:// address", hint="s3://BUCKET/FOLDER")
+    return location
 
 
 def _near_folder(name: str, location: str, folder: Path) -> str:
@@ -213,10 +244,32 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "limits": {
             "max_hours": None if plan.spec.max_hours is None else str(plan.spec.max_hours),
             "budget_usd": None if plan.spec.budget_usd is None else str(plan.spec.budget_usd),
-            "grace_seconds": plan.spec.grace_seconds,
+            "grace_seconds": plan.grace_seconds,
         },
-        "checkpoints_from": None if plan.checkpoints_from is None else str(plan.checkpoints_from),
+        "checkpoints_from": plan.checkpoints_from,
+        "price": _price_json(plan),
         "seconds": plan.seconds,
         "seconds_from": plan.seconds_from,
         "notes": list(plan.notes),
+        **({} if plan.cloud is None else {"cloud": _cloud_json(plan, plan.cloud)}),
     }
+
+
+def _price_json(plan: Plan) -> dict[str, str] | None:
+    """The price as it was read when the run was planned: what a run has cost does not change with the catalog."""
+    row = plan.machine_row() if plan.spec.backend in CLOUDS else None
+    if row is None or row.price is None:
+        return None
+    price = row.price
+    return {
+        "usd_per_hour": str(price.usd_per_hour),
+        "as_of": price.dated,
+        "source": price.source,
+        "region": price.region,
+    }
+
+
+def _cloud_json(plan: Plan, place: AwsPlace) -> dict[str, Any]:
+    from orchestrator.aws.place import as_json as place_json
+
+    return {**place_json(place), "data": dict(plan.data_uris)}

@@ -15,7 +15,16 @@ def fetch(name: str) -> Path:
 
     Raises BadInput with the fetcher's own last line where it cannot be had.
     """
-    command = [sys.executable, str(bundled.samples_file()), name]
+    return _asked(name)
+
+
+def place_of(name: str) -> Path:
+    """The folder in which sample *name* lies, or would: nothing is fetched. Its name tells its content. Raises BadInput."""
+    return _asked(name, "--where")
+
+
+def _asked(name: str, *flags: str) -> Path:
+    command = [sys.executable, str(bundled.samples_file()), name, *flags]
     fetching = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert fetching.stderr is not None
     last = f"cannot fetch the sample {name!r}"

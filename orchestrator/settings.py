@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator import bundled
+from orchestrator import bundled, cloudspec
 from orchestrator import spec as s
 from orchestrator.errors import BadInput, OrchestrateError, raise_all, shown
 
@@ -39,6 +39,24 @@ class Flags:
     budget_usd: str | None = None
     grace_seconds: str | None = None
     resume_from: str | None = None
+    fallback: str | None = None
+    rehearse: bool | None = None
+    image: str | None = None
+    torch: str | None = None
+    role: str | None = None
+    bucket: str | None = None
+    profile: str | None = None
+    volume_gb: str | None = None
+    max_wait_hours: str | None = None
+    subnets: tuple[str, ...] | None = None
+    security_groups: tuple[str, ...] | None = None
+    kms_key: str | None = None
+    tags: tuple[str, ...] | None = None
+    keep_alive_minutes: str | None = None
+    network_isolation: bool | None = None
+    encrypt_traffic: bool | None = None
+    tensorboard: bool | None = None
+    metrics: tuple[str, ...] | None = None
 
 
 class _Number(str):
@@ -79,6 +97,8 @@ _SCALARS: Mapping[str, tuple[str, Callable[[object], Any]]] = {
     "source_dir": ("source_dir", _text("--source-dir")),
     "name": ("name", s.run_name),
     "resume_from": ("resume_from", _text("--resume-from")),
+    "fallback": ("fallback", lambda value: s.choice("--fallback", value, ("local",))),
+    "rehearse": ("rehearse", _flag("--rehearse")),
     "limits.max_hours": ("max_hours", s.hours),
     "limits.budget_usd": ("budget_usd", s.dollars),
     "limits.grace_seconds": (
@@ -110,7 +130,11 @@ def load(flags: Flags, file: Path | None) -> s.TrainingSpec:
     values = _read_file(file, problems) if file is not None else {}
     _read_flags(flags, values, problems)
     raise_all(problems)
-    return s.TrainingSpec(**values)
+    cloud = cloudspec.gathered(values)
+    spec = s.TrainingSpec(**values, cloud=cloud)
+    if spec.backend != "local":
+        raise_all(cloudspec.check_together(cloud, spot=spec.spot, max_hours=spec.max_hours))
+    return spec
 
 
 def _read_flags(flags: Flags, values: dict[str, Any], problems: list[OrchestrateError]) -> None:
@@ -118,6 +142,10 @@ def _read_flags(flags: Flags, values: dict[str, Any], problems: list[Orchestrate
         typed = getattr(flags, field_name)
         if typed is not None:
             _collect(problems, values, field_name, reader, typed)
+    for name, (_, reader) in cloudspec.OPTIONS.items():
+        typed = getattr(flags, name, None)
+        if typed is not None and typed != ():
+            _collect(problems, values, name, reader, typed)
     if flags.arguments is not None:
         _collect(problems, values, "arguments", _argument_list, flags.arguments)
     if flags.allow_files:
@@ -201,7 +229,7 @@ def _toml_fault(error: Exception) -> str:
 
 def _read_table(table: dict[str, Any], problems: list[OrchestrateError]) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    table = _backend_name(dict(table), problems)
+    table = _backend_table(dict(table), values, problems)
     limits = table.pop("limits", {})
     if not isinstance(limits, dict):
         problems.append(_at("limits", BadInput("limits must be a table", hint="[limits], then max_hours = 2")))
@@ -220,14 +248,25 @@ def _read_table(table: dict[str, Any], problems: list[OrchestrateError]) -> dict
     return values
 
 
-def _backend_name(table: dict[str, Any], problems: list[OrchestrateError]) -> dict[str, Any]:
-    """`[backend]` may be a table (name = "…", and a cloud's own table beside it) or just the name."""
+def _backend_table(table: dict[str, Any], values: dict[str, Any], problems: list[OrchestrateError]) -> dict[str, Any]:
+    """`[backend]` may be just the name, or a table: name = "…", and a cloud's own options in `[backend.sagemaker]`."""
     backend = table.get("backend")
-    if isinstance(backend, dict):
-        _unknown_keys(backend, ("name",), "backend.", problems)
-        table.pop("backend")
-        if "name" in backend:
-            table["backend"] = backend["name"]
+    if not isinstance(backend, dict):
+        return table
+    _unknown_keys(backend, ("name", "sagemaker"), "backend.", problems)
+    table.pop("backend")
+    if "name" in backend:
+        table["backend"] = backend["name"]
+    options = backend.get("sagemaker", {})
+    if not isinstance(options, dict):
+        wrong = BadInput("backend.sagemaker must be a table", hint="[backend.sagemaker], then role = …")
+        problems.append(_at("sagemaker", wrong))
+        return table
+    _unknown_keys(options, tuple(cloudspec.OPTIONS), "backend.sagemaker.", problems)
+    for name, (_, reader) in cloudspec.OPTIONS.items():
+        if name in options:
+            given = options[name]
+            _collect(problems, values, name, reader, str(given) if isinstance(given, _Number) else given, key=name)
     return table
 
 

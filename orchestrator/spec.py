@@ -6,9 +6,12 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from orchestrator.errors import BadInput, OrchestrateError, shown
+
+if TYPE_CHECKING:
+    from orchestrator.cloudspec import CloudOptions
 
 BACKENDS = ("local", "sagemaker", "vertex")
 DEFAULT_CHANNEL = "training"
@@ -58,6 +61,14 @@ class TrainingSpec:
     grace_seconds: int = 30
     allow_files: tuple[str, ...] = ()
     resume_from: str | None = None
+    fallback: str | None = None
+    rehearse: bool = False
+    cloud: CloudOptions | None = None
+
+    @property
+    def instances(self) -> tuple[str, ...]:
+        """The machines to try, in order: `--instance ml.p3.2xlarge,ml.g5.2xlarge`."""
+        return tuple(name.strip() for name in (self.instance or "").split(",") if name.strip())
 
 
 def whole_number(option: str, value: object, *, low: int, high: int) -> int:
@@ -269,4 +280,13 @@ def as_json(spec: TrainingSpec) -> dict[str, Any]:
         "grace_seconds": spec.grace_seconds,
         "allow_files": list(spec.allow_files),
         "resume_from": spec.resume_from,
+        "fallback": spec.fallback,
+        "rehearse": spec.rehearse,
+        **({} if spec.cloud is None else {"cloud": _cloud_json(spec.cloud)}),
     }
+
+
+def _cloud_json(cloud: CloudOptions) -> dict[str, Any]:
+    from orchestrator import cloudspec
+
+    return cloudspec.as_json(cloud)

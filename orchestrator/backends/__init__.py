@@ -28,6 +28,14 @@ class Artifact:
     place: str
 
 
+@dataclass(frozen=True)
+class Interruption:
+    """What a Ctrl-C did: *message* is for stderr; *leaves*: the command ends now, and the run goes on."""
+
+    message: str
+    leaves: bool = False
+
+
 class Started(Protocol):
     """A run that was just sent, as the command that sent it holds on to it."""
 
@@ -36,6 +44,9 @@ class Started(Protocol):
 
     def close(self) -> None:
         """This command is done with the run."""
+
+    def interrupted(self, times: int) -> Interruption:
+        """Do what the *times*-th Ctrl-C asks for (1, 2, …), and tell what that was."""
 
 
 class Backend(Protocol):

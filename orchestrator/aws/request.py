@@ -1,0 +1,161 @@
+"""The request, a value: what `create_training_job` is sent, and the job file beside it. Pure: nothing is read or called."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.aws.place import GRACE_SECONDS, PREFIX, AwsPlace
+from orchestrator.plan import Plan
+
+# Started by exec, so that the container's first process is bootstrap.py: only that one is sent SIGTERM.
+_ENTRYPOINT = ["/bin/sh", "-c"]
+_START = 'exec "$(command -v python3 || command -v python)" -u /opt/ml/input/data/code/bootstrap.py'
+# Read where neither the script nor --metric names any: what scripts commonly print, and the shipped ones do.
+COMMON_METRICS = (
+    "epoch", "loss", "accuracy", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss",
+    "test_accuracy", "learning_rate", "samples_per_second",
+)  # fmt: skip
+MAX_ENVIRONMENT_VALUE = 512
+MAX_ENVIRONMENT = 100
+_PLACEHOLDER = "LAUNCH"
+
+
+def training_job(plan: Plan, bootstrap_digest: str) -> dict[str, Any]:
+    """Exactly what will be sent for *plan*, `[backend.sagemaker.extra]` merged in."""
+    place = _place(plan)
+    request: dict[str, Any] = {
+        "TrainingJobName": place.job_name,
+        "RoleArn": place.role,
+        "AlgorithmSpecification": {
+            "TrainingImage": place.image,
+            "TrainingInputMode": "File",
+            "ContainerEntrypoint": list(_ENTRYPOINT),
+            "ContainerArguments": [_START],
+            "MetricDefinitions": [
+                {"Name": name, "Regex": f"[ ]{name}=([-+0-9.eEnaif]+)"}
+                for name in _regex_safe(plan.spec.cloud.metrics if plan.spec.cloud else (), plan)
+            ],
+        },
+        "InputDataConfig": _channels(plan, place, bootstrap_digest),
+        "OutputDataConfig": {"S3OutputPath": f"s3://{place.bucket}/{PREFIX}/runs"},
+        "CheckpointConfig": {"S3Uri": f"{place.run_uri}/checkpoints/", "LocalPath": "/opt/ml/checkpoints"},
+        "ResourceConfig": {
+            "InstanceType": plan.machine.name if plan.machine else "",
+            "InstanceCount": plan.spec.count,
+            "VolumeSizeInGB": place.options.volume_gb,
+        },
+        "StoppingCondition": {"MaxRuntimeInSeconds": place.max_seconds},
+        "EnableManagedSpotTraining": plan.spec.spot,
+    }
+    if place.max_wait_seconds is not None:
+        request["StoppingCondition"]["MaxWaitTimeInSeconds"] = place.max_wait_seconds
+    _add_options(request, plan, place)
+    request = _merged(request, place.options.extra)
+    return _with_identity(request, plan, place)
+
+
+def _place(plan: Plan) -> AwsPlace:
+    assert plan.cloud is not None, "a SageMaker plan has a place"
+    return plan.cloud
+
+
+def _regex_safe(named: tuple[str, ...], plan: Plan) -> list[str]:
+    """The metrics to read: named on the command line, else by the script's own block, else the common ones."""
+    return [name.replace(".", r"\.") for name in named or plan.entrypoint.metrics or COMMON_METRICS]
+
+
+def code_prefix(plan: Plan, bootstrap_digest: str) -> str:
+    """The key prefix of the channel `code`: the same package and bootstrap.py, the same place."""
+    return f"{PREFIX}/code/{plan.package_digest}/{bootstrap_digest[:16]}/"
+
+
+def _channels(plan: Plan, place: AwsPlace, bootstrap_digest: str) -> list[dict[str, Any]]:
+    uris = {
+        "code": f"s3://{place.bucket}/{code_prefix(plan, bootstrap_digest)}",
+        "job": f"{place.run_uri}/job/",
+        **dict(plan.data_uris),
+    }
+    source = {"S3DataType": "S3Prefix", "S3DataDistributionType": "FullyReplicated"}
+    return [
+        {"ChannelName": name, "DataSource": {"S3DataSource": {**source, "S3Uri": uri}}, "InputMode": "File"}
+        for name, uri in uris.items()
+    ]
+
+
+def _add_options(request: dict[str, Any], plan: Plan, place: AwsPlace) -> None:
+    options = place.options
+    if options.kms_key:
+        request["OutputDataConfig"]["KmsKeyId"] = options.kms_key
+        if plan.machine is None or not plan.machine.local_nvme_gb:  # local NVMe is encrypted by its own hardware
+            request["ResourceConfig"]["VolumeKmsKeyId"] = options.kms_key
+    if options.keep_alive_minutes:
+        request["ResourceConfig"]["KeepAlivePeriodInSeconds"] = options.keep_alive_minutes * 60
+    if options.subnets:
+        request["VpcConfig"] = {"SecurityGroupIds": list(options.security_groups), "Subnets": list(options.subnets)}
+    if options.network_isolation:
+        request["EnableNetworkIsolation"] = True
+    if options.encrypt_traffic:
+        request["EnableInterContainerTrafficEncryption"] = True
+    if options.tensorboard:
+        local = "/opt/ml/output/data/tensorboard"  # where $AIP_TENSORBOARD_LOG_DIR points
+        request["TensorBoardOutputConfig"] = {"S3OutputPath": f"{place.run_uri}/tensorboard", "LocalPath": local}
+
+
+def _merged(request: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """*request* with the raw fields of *extra*: tables are joined, everything else is replaced."""
+    merged = copy.deepcopy(request)
+    for name, value in extra.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(name), dict)
+        merged[name] = _merged(merged[name], value) if both else copy.deepcopy(value)
+    return merged
+
+
+def _with_identity(request: dict[str, Any], plan: Plan, place: AwsPlace) -> dict[str, Any]:
+    """Put what tells this launch from every other into the environment, which Describe shows, and into the tags."""
+    fits = {name: text for name, text in plan.spec.environment if len(text) <= MAX_ENVIRONMENT_VALUE}
+    own = {"ORCHESTRATE_LAUNCH_ID": place.launch_id, "ORCHESTRATE_LAUNCH_KEY": ""}
+    extra_environment = request.get("Environment", {})
+    # All of it travels in the job file; what fits stands here too, for whoever looks at the job in the console.
+    shown = dict(list(fits.items())[: MAX_ENVIRONMENT - len(own) - len(extra_environment)])
+    request["Environment"] = {**shown, **extra_environment, **own}
+    tags = {"orchestrate-launch-id": place.launch_id, "orchestrate-launch-key": ""}
+    tags["orchestrate-script"] = _tag_text(plan.entrypoint.script)
+    given = [{"Key": name, "Value": text} for name, text in place.options.tags]
+    request["Tags"] = [*request.get("Tags", []), *given, *({"Key": k, "Value": v} for k, v in tags.items())]
+    key = launch_key(request, job_file(plan), place)
+    request["Environment"]["ORCHESTRATE_LAUNCH_KEY"] = key
+    next(tag for tag in request["Tags"] if tag["Key"] == "orchestrate-launch-key")["Value"] = key
+    return request
+
+
+def _tag_text(text: str) -> str:
+    """*text* as a tag's value takes it."""
+    return "".join(letter if letter.isalnum() or letter in " _.:/=+-@" else "_" for letter in text)[:256]
+
+
+def job_file(plan: Plan) -> dict[str, Any]:
+    """job.json of docs/design.md: every string of it arrives byte for byte."""
+    spec = plan.spec
+    return {
+        "version": 1,
+        "run_id": plan.run_id,
+        "script": plan.entrypoint.script,
+        "arguments": list(spec.arguments),
+        "hyperparameters": dict(spec.hyperparameters),
+        "environment": dict(spec.environment),
+        "package_digest": plan.package_digest,
+        "processes": spec.processes,
+        "grace_seconds": GRACE_SECONDS,
+    }
+
+
+def launch_key(request: Mapping[str, Any], job: Mapping[str, Any], place: AwsPlace) -> str:
+    """What was asked for, as 64 hex digits: the same for two runs of one command, whatever their names."""
+    text = json.dumps([request, job], sort_keys=True, ensure_ascii=False)
+    text = text.replace(place.launch_id, _PLACEHOLDER).replace(job["run_id"], _PLACEHOLDER)
+    whole = f"{'rehearsed ' if place.rehearsed else ''}{place.account} {place.region}\n{text}"
+    return hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()
