@@ -11,18 +11,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator import backends, copying, launch, plan, state
+from orchestrator import backends, finding, launch, plan, preparing, state, submitting
 from orchestrator import smoke as smoke_run
 from orchestrator.backends import Artifact
 from orchestrator.errors import BadInput
-from orchestrator.launch import Prepared
+from orchestrator.launch import Launched
+from orchestrator.preparing import Prepared
 from orchestrator.runs import Ledger, Run
 from orchestrator.settings import Flags
 
 
 def dry_run(script: str | Path | None = None, *, folder: Path | None = None, **options: Any) -> dict[str, Any]:
     """The plan and the exact request of a submit with the same arguments; nothing is sent or written."""
-    prepared = _prepare(script, folder, options, fetch=False)
+    prepared = _prepare(script, folder, options, fetch=False)[0]
     return {"plan": plan.as_json(prepared.plan), "request": prepared.request}
 
 
@@ -32,37 +33,51 @@ def submit(
     folder: Path | None = None,
     detach: bool = False,
     smoke: bool = False,
+    again: bool = False,
     **options: Any,
 ) -> Run:
     """Train *script* as `orchestrate submit` would if typed in *folder* (default: the current one).
 
     options are the command's: arguments (a sequence), hyperparameters, data and environment (mappings), backend, instance,
-    region, count, processes, spot, source_dir, name, max_hours, budget_usd, grace_seconds, resume_from, allow_files.
+    region, count, processes, spot, source_dir, name, max_hours, budget_usd, grace_seconds, resume_from, allow_files,
+    fallback, rehearse, role, bucket, profile, image, torch, volume_gb, max_wait_hours, subnets, security_groups, kms_key,
+    tags, keep_alive_minutes, network_isolation, encrypt_traffic, tensorboard, metrics.
 
     Waits for the end, unless detach, and gives the run as it then stands: a script that failed is a run whose state is
-    `failed`, not an exception. Ends the run if this process ends first, unless detach.
+    `failed`, not an exception. A local run ends if this process ends first, unless detach; a cloud's goes on, and the same
+    submit finds it again, unless again.
 
     Raises OrchestrateError, with all that is wrong at once, before anything is started.
     """
-    prepared = _prepare(script, folder, options, fetch=True)
+    attempts = _prepare(script, folder, options, fetch=True)
     if smoke:
-        smoke_run.run(prepared)
-    launched = launch.submit(prepared)
-    if detach:
-        launched.started.let_go()
-        return launched.run
+        smoke_run.run(attempts[0])
+    follow = _let_go if detach else _to_its_end
+    run = submitting.send(attempts, follow, tell=lambda _: None, again=again).run
+    finding.mark_told(run)
+    return run
+
+
+def _let_go(_: Prepared, launched: Launched) -> Run:
+    launched.started.let_go()
+    return launched.run
+
+
+def _to_its_end(_: Prepared, launched: Launched) -> Run:
     try:
-        for _ in backends.load(launched.run.backend).logs(launched.run, follow=True):
+        for _data in backends.load(launched.run.backend).logs(launched.run, follow=True):
             pass
     finally:
         launched.started.close()
-    return launch.find(launched.run.id)
+    return finding.find(launched.run.id)
 
 
-def _prepare(script: str | Path | None, folder: Path | None, options: Mapping[str, Any], *, fetch: bool) -> Prepared:
+def _prepare(
+    script: str | Path | None, folder: Path | None, options: Mapping[str, Any], *, fetch: bool
+) -> tuple[Prepared, ...]:
     place = Path(folder) if folder is not None else Path.cwd()
-    spec = launch.read_spec(_flags(script, options), place)
-    return launch.prepare(spec, place, confirm=lambda _: False, fetch=fetch)
+    spec = preparing.read_spec(_flags(script, options), place)
+    return preparing.prepare_all(spec, place, confirm=lambda _: False, fetch=fetch)
 
 
 def _flags(script: str | Path | None, options: Mapping[str, Any]) -> Flags:
@@ -83,12 +98,12 @@ def _flags(script: str | Path | None, options: Mapping[str, Any]) -> Flags:
 
 def status(run_id: str | None = None) -> Run:
     """One run as it stands now; None means the newest."""
-    return launch.find(run_id)
+    return finding.find(run_id)
 
 
 def list_runs(limit: int | None = None) -> list[Run]:
     """Runs, newest first, each as it stands now."""
-    launch.reconcile()
+    finding.reconcile(clouds=True)
     with Ledger.open_to_read(state.ledger_file()) as ledger:
         return ledger.newest(limit)
 
@@ -101,22 +116,23 @@ def last_metrics(run_id: str | None = None) -> dict[str, float]:
 
 def logs(run_id: str | None = None, *, follow: bool = False) -> Iterator[bytes]:
     """A run's output in pieces; an empty piece is a pause."""
-    run = launch.find(run_id)
+    run = finding.find(run_id)
     return backends.load(run.backend).logs(run, follow=follow)
 
 
-def artifacts(run_id: str | None = None, to: Path | None = None) -> list[Artifact]:
-    """The files that a run left, copied into *to* if it is given."""
-    run = launch.find(run_id)
-    found = backends.load(run.backend).artifacts(run)
-    if to is not None:
-        copying.copy_artifacts(found, to)
-    return found
+def artifacts(run_id: str | None = None, to: Path | None = None, *, checkpoints: bool = False) -> list[Artifact]:
+    """The files that a run left, brought into *to* if it is given: verified, and unpacked."""
+    run = finding.find(run_id)
+    backend = backends.load(run.backend)
+    if to is None:
+        return backend.artifacts(run)
+    made = backend.collect(run, to, checkpoints=checkpoints)
+    return [Artifact(path.relative_to(to).as_posix(), path.stat().st_size, str(path)) for path in made]
 
 
 def cancel(run_id: str | None = None, *, grace_seconds: int | None = None) -> None:
     """Ask a run to stop. It may take up to its grace time: status() tells."""
-    run = launch.find(run_id)
+    run = finding.find(run_id)
     if not run.ended:
         own = int(run.plan["limits"]["grace_seconds"])
         launch.cancel(

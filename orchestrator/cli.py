@@ -7,13 +7,11 @@ import sys
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-if TYPE_CHECKING:
-    from orchestrator.launch import Launched, Prepared
-    from orchestrator.settings import Flags
+from orchestrator import options as o
 
 app = typer.Typer(
     name="orchestrate",
@@ -30,39 +28,6 @@ def _entrypoint_names() -> list[str]:
     from orchestrator.bundled import entrypoint_names
 
     return list(entrypoint_names())
-
-
-def _run_ids() -> list[str]:
-    from orchestrator import state
-    from orchestrator.runs import Ledger
-
-    with Ledger.open_to_read(state.ledger_file()) as ledger:
-        return [run.id for run in ledger.newest(50)]
-
-
-Script = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="SCRIPT",
-        help="A .py file or a shipped entrypoint (mlp). Default: orchestrate.toml, else ./train.py, else mlp.",
-    ),
-]
-RunId = Annotated[
-    str | None,
-    typer.Argument(metavar="RUN", autocompletion=_run_ids, help="A run's id or its beginning. Default: the newest."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
-Config = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE", help="Settings file instead of ./orchestrate.toml.")
-]
-SourceDir = Annotated[
-    str | None, typer.Option("--source-dir", metavar="FOLDER", help="Folder to take along. Default: the script's own.")
-]
-AllowFile = Annotated[
-    list[str] | None,
-    typer.Option("--allow-file", metavar="FILE", help="Take this file along although it looks like a secret."),
-]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Answer yes to every question.")]
 
 
 def _version(wanted: bool) -> None:
@@ -85,56 +50,53 @@ def _root(
 @app.command()
 def submit(
     context: typer.Context,
-    script: Script = None,
-    backend: Annotated[str | None, typer.Option(metavar="NAME", help="local (default), sagemaker or vertex.")] = None,
-    instance: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="Machine. A local run is capped to its vCPUs and memory.")
-    ] = None,
-    region: Annotated[str | None, typer.Option(metavar="REGION", help="Cloud region, for prices.")] = None,
-    count: Annotated[str | None, typer.Option(metavar="N", help="Machines.")] = None,
-    processes: Annotated[
-        str | None, typer.Option(metavar="N", help="Processes on each machine, under torchrun.")
-    ] = None,
-    spot: Annotated[
-        bool | None, typer.Option("--spot/--no-spot", help="Cheaper machines that can be taken away.")
-    ] = None,
-    hp: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--hp", metavar="NAME=VALUE", help="Hyperparameter name=value; reaches the script as --name value."
-        ),
-    ] = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option("--data", metavar="[NAME=]PLACE", help="Data channel [NAME=]FOLDER or [NAME=]sample:mnist."),
-    ] = None,
-    env: Annotated[
-        list[str] | None,
-        typer.Option("--env", metavar="NAME=VALUE", help="Environment variable NAME=VALUE for the script."),
-    ] = None,
-    name: Annotated[str | None, typer.Option(metavar="NAME", help="What to call the run.")] = None,
-    max_hours: Annotated[str | None, typer.Option(metavar="HOURS", help="Hard stop in hours.")] = None,
-    budget: Annotated[str | None, typer.Option(metavar="USD", help="Most that a cloud run may cost, in USD.")] = None,
-    grace_seconds: Annotated[
-        str | None, typer.Option(metavar="SECONDS", help="Time to save after SIGTERM. Default 30.")
-    ] = None,
-    resume_from: Annotated[
-        str | None, typer.Option(metavar="RUN", help="Begin with the checkpoints that this run left.")
-    ] = None,
-    source_dir: SourceDir = None,
-    allow_file: AllowFile = None,
-    config: Config = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan, the package, the request and the cost; do nothing.")
-    ] = False,
-    smoke: Annotated[bool, typer.Option("--smoke", help="First run a few steps in a scratch folder.")] = False,
-    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return as soon as the script has started.")] = False,
-    yes: Yes = False,
-    as_json: Json = False,
+    script: o.Script = None,
+    backend: o.Backend = None,
+    instance: o.Instance = None,
+    region: o.Region = None,
+    count: o.Count = None,
+    processes: o.Processes = None,
+    spot: o.Spot = None,
+    hp: o.Hp = None,
+    data: o.Data = None,
+    env: o.Env = None,
+    name: o.Name = None,
+    max_hours: o.MaxHours = None,
+    budget: o.Budget = None,
+    grace_seconds: o.GraceSeconds = None,
+    resume_from: o.ResumeFrom = None,
+    fallback: o.Fallback = None,
+    role: o.Role = None,
+    bucket: o.Bucket = None,
+    profile: o.Profile = None,
+    image: o.Image = None,
+    torch: o.Torch = None,
+    volume: o.Volume = None,
+    max_wait: o.MaxWait = None,
+    subnet: o.Subnet = None,
+    security_group: o.SecurityGroup = None,
+    kms_key: o.KmsKey = None,
+    tag: o.Tag = None,
+    keep_alive: o.KeepAlive = None,
+    network_isolation: o.NetworkIsolation = None,
+    encrypt_traffic: o.EncryptTraffic = None,
+    tensorboard: o.TensorBoard = None,
+    metric: o.Metric = None,
+    source_dir: o.SourceDir = None,
+    allow_file: o.AllowFile = None,
+    config: o.Config = None,
+    rehearse: o.Rehearse = None,
+    fault: o.Fault = None,
+    dry_run: o.DryRun = False,
+    smoke: o.Smoke = False,
+    detach: o.Detach = False,
+    again: o.Again = False,
+    cancel_on_interrupt: o.CancelOnInterrupt = False,
+    yes: o.Yes = False,
+    as_json: o.Json = False,
 ) -> None:
     """Train SCRIPT. What stands behind -- reaches it untouched: orchestrate submit train.py -- --epochs 3"""
-    from orchestrator import launch, render
-    from orchestrator import smoke as smoke_run
+    from orchestrator import submit_command
     from orchestrator.settings import Flags
 
     _tell_news()
@@ -142,117 +104,78 @@ def submit(
         script=script, arguments=context.obj, hyperparameters=tuple(hp or ()), data=tuple(data or ()),
         environment=tuple(env or ()), allow_files=tuple(allow_file or ()), backend=backend, instance=instance,
         region=region, count=count, processes=processes, spot=spot, source_dir=source_dir, name=name,
-        max_hours=max_hours, budget_usd=budget, grace_seconds=grace_seconds,
-        resume_from=resume_from,
+        max_hours=max_hours, budget_usd=budget, grace_seconds=grace_seconds, resume_from=resume_from, fallback=fallback,
+        role=role, bucket=bucket, profile=profile, image=image, torch=torch, volume_gb=volume, max_wait_hours=max_wait,
+        subnets=tuple(subnet or ()), security_groups=tuple(security_group or ()), kms_key=kms_key, tags=tuple(tag or ()),
+        keep_alive_minutes=keep_alive, network_isolation=network_isolation, encrypt_traffic=encrypt_traffic,
+        tensorboard=tensorboard, metrics=tuple(metric or ()), rehearse=rehearse,
     )  # fmt: skip
-    prepared = _prepare(flags, config, yes=yes, fetch=not dry_run)
-    if dry_run:
-        _show_dry_run(prepared, as_json=as_json)
+    how = submit_command.How(
+        config=config, faults=tuple(fault or ()), dry_run=dry_run, smoke=smoke, detach=detach, again=again,
+        cancel_on_interrupt=cancel_on_interrupt, yes=yes, as_json=as_json,
+    )  # fmt: skip
+    submit_command.run(flags, how)
+
+
+@app.command()
+def resume(run_id: o.RunId = None, detach: o.Detach = False, as_json: o.Json = False) -> None:
+    """Go on with a run whose submit was cut short, or follow one again. Nothing is launched twice."""
+    from orchestrator import finding, launch, render, submit_command, watch
+
+    run = finding.find(run_id)
+    if run.ended:
+        submit_command.tell_end(None, run, as_json=as_json)
         return
-    if smoke:
-        smoke_run.run(prepared, lambda line: print(line, file=sys.stderr))
+    if run.backend == "local":
+        print(f"{run.id} runs on this machine: following it", file=sys.stderr)
+        watch.show_output(run, sys.stderr if as_json else sys.stdout, to_its_end=True)
+        submit_command.tell_end(None, finding.find(run.id), as_json=as_json)
+        return
     with render.progress_bar() as progress:
-        launched = launch.submit(prepared, progress=progress)
-    _say_start(prepared)  # not before: what `2>&1 | tee train.log` writes here must not change what is being packed
+        launched = launch.resume(run, progress=progress)
     if detach:
-        _detached(launched, as_json=as_json)
-    else:
-        _attached(prepared, launched, as_json=as_json)
+        print(f"{run.id} is {launched.run.state}\nnext: orchestrate logs {run.id} --follow")
+        finding.mark_told(launched.run)
+        return
+    from orchestrator import submitting
+
+    ended = submitting.followed(lambda held: watch.until_the_end(held, sys.stderr if as_json else sys.stdout), launched)
+    submit_command.tell_end(None, ended, as_json=as_json)
 
 
-def _prepare(flags: Flags, config: Path | None, *, yes: bool, fetch: bool) -> Prepared:
-    from orchestrator import launch, render
+@app.command(name="rehearse-cloud")
+def rehearse_cloud(
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port on 127.0.0.1. Default: a free one.")] = 0,
+    region: o.Region = None,
+    fault: o.Fault = None,
+) -> None:
+    """Stand in for AWS on this machine, for any AWS client: S3, IAM, STS, Logs, and training jobs that really run."""
+    from orchestrator import state
+    from orchestrator.staging import stand_in
 
-    folder = Path.cwd()
-    spec = launch.read_spec(flags, folder, config)
-    with render.progress_bar() as progress:
-        return launch.prepare(spec, folder, confirm=partial(_confirmed, yes=yes), progress=progress, fetch=fetch)
-
-
-def _confirmed(question: str, *, yes: bool) -> bool:
-    if yes or not sys.stdin.isatty():
-        return yes
-    return typer.confirm(f"{question}. Go on?", err=True)
-
-
-def _show_dry_run(prepared: Prepared, *, as_json: bool) -> None:
-    from orchestrator import plan, render
-
-    decided = prepared.plan
-    if as_json:
-        render.print_json(
-            {
-                "plan": plan.as_json(decided),
-                "package": render.manifest_json(prepared.manifest),
-                "request": prepared.request,
-                "costs": render.costs_json(decided, decided.seconds),
-            }
-        )
-    else:
-        render.show_plan(decided, prepared.manifest, prepared.request)
-
-
-def _say_start(prepared: Prepared) -> None:
-    from orchestrator.render import shown_name
-
-    decided = prepared.plan
-    script = shown_name(decided.entrypoint.script)
-    print(f"run {decided.run_id}: {script} ({decided.entrypoint.chosen})", file=sys.stderr)
-    for note in decided.notes:
-        print(f"note: {note}", file=sys.stderr)
-
-
-def _detached(launched: Launched, *, as_json: bool) -> None:
-    from orchestrator import crashpoints, render
-
-    launched.started.let_go()
-    crashpoints.reached("let go")
-    run = launched.run
-    if as_json:
-        render.print_json(render.run_json(run, {}))
-    else:
-        print(f"{run.id} goes on by itself\nnext: orchestrate logs {run.id} --follow   or: orchestrate cancel {run.id}")
-
-
-def _attached(prepared: Prepared, launched: Launched, *, as_json: bool) -> None:
-    from orchestrator import crashpoints, render, watch
-
-    run = watch.until_the_end(launched, sys.stderr if as_json else sys.stdout)
-    metrics = watch.last_metrics(run)
-    fault = watch.fault(run)
-    if as_json:
-        told = {} if fault is None else {"error": fault.what, "hint": fault.hint}
-        costs = render.costs_json(prepared.plan, run.seconds())
-        render.print_json({**render.run_json(run, metrics), **told, "costs": costs})
-    elif fault is None:
-        render.show_receipt(prepared.plan, run, metrics)
-    crashpoints.reached("receipt printed")
-    if fault is not None:
-        if as_json:  # it stands in the run's own document
-            raise typer.Exit(fault.exit_code)
-        raise fault
+    stand_in(state.home() / "rehearse-cloud", port=port, region=region, faults=fault or [])
 
 
 @app.command()
 def package(
-    script: Script = None,
+    script: o.Script = None,
     why: Annotated[
         str | None, typer.Option("--why", metavar="PATH", help="Name the rule that takes PATH in or leaves it out.")
     ] = None,
-    source_dir: SourceDir = None,
-    allow_file: AllowFile = None,
-    config: Config = None,
-    yes: Yes = False,
-    as_json: Json = False,
+    source_dir: o.SourceDir = None,
+    allow_file: o.AllowFile = None,
+    config: o.Config = None,
+    yes: o.Yes = False,
+    as_json: o.Json = False,
 ) -> None:
     """Make the package and list what goes in, what stays out and by which rule, the sizes and the digest."""
-    from orchestrator import entrypoint, launch, render, state
+    from orchestrator import entrypoint, preparing, render, state, submit_command
     from orchestrator import package as packages
     from orchestrator.settings import Flags
 
     folder = Path.cwd()
     flags = Flags(script=script, source_dir=source_dir, allow_files=tuple(allow_file or ()))
-    spec = launch.read_spec(flags, folder, config)
+    spec = preparing.read_spec(flags, folder, config)
     found = entrypoint.find(spec.script, spec.source_dir, folder)
     if why is not None:
         answer = packages.explain(
@@ -266,7 +189,9 @@ def package(
             )
         return
     with render.progress_bar() as progress:
-        manifest = launch.make_manifest(found, spec, confirm=partial(_confirmed, yes=yes), progress=progress)
+        manifest = preparing.make_manifest(
+            found, spec, confirm=partial(submit_command.confirmed, yes=yes), progress=progress
+        )
         built = packages.build(manifest, state.packages_dir(), progress=progress)
     if as_json:
         render.print_json(render.manifest_json(manifest, built))
@@ -292,7 +217,7 @@ def copy(
     ],
     to: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to copy it into.")] = Path(),
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
-    as_json: Json = False,
+    as_json: o.Json = False,
 ) -> None:
     """Copy a shipped entrypoint, with the files that it needs, to edit."""
     from orchestrator import copying, render
@@ -313,13 +238,24 @@ def list_(
         int, typer.Option("--limit", "-n", min=1, max=1_000_000, metavar="N", help="How many, newest first.")
     ] = 20,
     all_: Annotated[bool, typer.Option("--all", "-a", help="All of them.")] = False,
-    as_json: Json = False,
+    sync: Annotated[
+        bool, typer.Option("--sync", help="First bring in runs that were made elsewhere, from SageMaker.")
+    ] = False,
+    region: o.Region = None,
+    profile: o.Profile = None,
+    rehearse: Annotated[bool, typer.Option("--rehearse", help="With --sync: from the rehearsed cloud.")] = False,
+    as_json: o.Json = False,
 ) -> None:
     """List runs, newest first."""
     from orchestrator import render, state
     from orchestrator.runs import Ledger
 
-    _tell_news()
+    if sync:
+        from orchestrator.staging import bring_in
+
+        for run_id in bring_in(region, profile, rehearse=rehearse):
+            print(f"note: {run_id} was made elsewhere and is in the list now", file=sys.stderr)
+    _tell_news(clouds=True)
     with Ledger.open_to_read(state.ledger_file()) as ledger:
         runs = ledger.newest(None if all_ else limit)
         metrics = {run.id: ledger.last_metrics(run.id) for run in runs}
@@ -333,13 +269,13 @@ def list_(
 
 
 @app.command()
-def status(run_id: RunId = None, as_json: Json = False) -> None:
+def status(run_id: o.RunId = None, as_json: o.Json = False) -> None:
     """Show one run: state, metrics, cost, and how it came there."""
-    from orchestrator import launch, render, state, watch
+    from orchestrator import finding, render, state, watch
     from orchestrator.runs import Ledger
 
     _tell_news()
-    run = launch.find(run_id)
+    run = finding.find(run_id)
     with Ledger.open_to_read(state.ledger_file()) as ledger:
         events, metrics = ledger.events(run.id), ledger.last_metrics(run.id)
     if as_json:
@@ -350,16 +286,16 @@ def status(run_id: RunId = None, as_json: Json = False) -> None:
 
 @app.command()
 def logs(
-    run_id: RunId = None,
+    run_id: o.RunId = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay until the run has ended.")] = False,
-    as_json: Json = False,
+    as_json: o.Json = False,
 ) -> None:
     """Show a run's output, from its beginning. Ctrl-C leaves; the run goes on."""
-    from orchestrator import backends, launch, render, watch
+    from orchestrator import backends, finding, render, watch
     from orchestrator.errors import Interrupted
 
     _tell_news()
-    run = launch.find(run_id)
+    run = finding.find(run_id)
     if as_json:
         data = b"".join(backends.load(run.backend).logs(run, follow=follow))
         render.print_json({"id": run.id, "lines": data.decode("utf-8", "replace").splitlines()})
@@ -374,44 +310,54 @@ def logs(
 
 @app.command()
 def artifacts(
-    run_id: RunId = None,
-    to: Annotated[Path | None, typer.Option("--to", metavar="FOLDER", help="Copy them into this folder.")] = None,
-    as_json: Json = False,
+    run_id: o.RunId = None,
+    to: Annotated[Path | None, typer.Option("--to", metavar="FOLDER", help="Bring them into this folder.")] = None,
+    checkpoints: Annotated[
+        bool, typer.Option("--checkpoints", help="With --to: the checkpoints of a cloud run too.")
+    ] = False,
+    as_json: o.Json = False,
 ) -> None:
-    """List the files that a run left, or copy them with --to DIR."""
-    from orchestrator import backends, copying, launch, render
+    """List the files that a run left, or bring them here with --to DIR: verified, and unpacked."""
+    from orchestrator import backends, finding, render
 
     _tell_news()
-    run = launch.find(run_id)
-    found = backends.load(run.backend).artifacts(run)
-    copied = copying.copy_artifacts(found, to) if to is not None else ()
+    run = finding.find(run_id)
+    backend = backends.load(run.backend)
+    if to is None:
+        found = backend.artifacts(run)
+        if as_json:
+            files = [{"path": a.path, "size_bytes": a.size_bytes, "place": a.place} for a in found]
+            render.print_json({"id": run.id, "files": files})
+        else:
+            render.show_artifacts(run, found)
+        return
+    with render.progress_bar() as progress:
+        made = backend.collect(run, to, checkpoints=checkpoints, progress=progress)
     if as_json:
-        places = [str(path) for path in copied] or [artifact.place for artifact in found]
-        files = [{"path": a.path, "size_bytes": a.size_bytes, "place": p} for a, p in zip(found, places, strict=True)]
+        files = [
+            {"path": path.relative_to(to).as_posix(), "size_bytes": path.stat().st_size, "place": str(path)}
+            for path in made
+        ]
         render.print_json({"id": run.id, "files": files})
-    elif to is None:
-        render.show_artifacts(run, found)
     else:
-        print(
-            "\n".join(f"copied {render.shown_name(path)}" for path in copied) if copied else f"{run.id} left no files"
-        )
+        print("\n".join(f"copied {render.shown_name(path)}" for path in made) if made else f"{run.id} left no files")
 
 
 @app.command()
 def cancel(
-    run_id: RunId = None,
+    run_id: o.RunId = None,
     grace_seconds: Annotated[
         str | None, typer.Option(metavar="SECONDS", help="Time to save before it is killed. Default: the run's own.")
     ] = None,
-    as_json: Json = False,
+    as_json: o.Json = False,
 ) -> None:
     """Stop a run: SIGTERM, time to save, then its whole process group is killed."""
-    from orchestrator import launch, render, watch
+    from orchestrator import finding, launch, render, watch
     from orchestrator.errors import OutcomeUnknown
     from orchestrator.spec import whole_number
 
     _tell_news()
-    run = launch.find(run_id)
+    run = finding.find(run_id)
     if not run.ended:
         own = int(run.plan["limits"]["grace_seconds"])
         grace = own if grace_seconds is None else whole_number("--grace-seconds", grace_seconds, low=0, high=3600)
@@ -426,11 +372,11 @@ def cancel(
         print(f"{run.id} {run.state}: {run.reason or 'it had ended by itself'}")
 
 
-def _tell_news() -> None:
+def _tell_news(*, clouds: bool = False) -> None:
     """Say, once, what happened to runs while nobody looked."""
-    from orchestrator import launch
+    from orchestrator import finding
 
-    for run_id, note in launch.reconcile():
+    for run_id, note in finding.reconcile(clouds=clouds):
         print(f"note: {run_id}: {note} (orchestrate status {run_id})", file=sys.stderr)
 
 

@@ -1,192 +1,101 @@
-"""The story of a submit, step by step: find, check, package, write the intent, start. And of finding it again afterwards."""
+"""The story of a submit after all is decided: write the intent, package, start; and go on with one that was cut short."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from estimates import catalog
-from orchestrator import backends, crashpoints, package, plan, settings, state
+from orchestrator import backends, crashpoints, package, plan, state
 from orchestrator import entrypoint as entrypoints
 from orchestrator import samples as sample_data
 from orchestrator import spec as specs
-from orchestrator.backends import Backend, Started
-from orchestrator.entrypoint import Entrypoint
-from orchestrator.errors import BadInput, OrchestrateError, StateError, raise_all
+from orchestrator.backends import Backend, Progress, Started
+from orchestrator.errors import BadInput, LoginNeeded, OrchestrateError, OutcomeUnknown, StateError
+from orchestrator.finding import find
 from orchestrator.package import Manifest
 from orchestrator.plan import Plan
+from orchestrator.preparing import Prepared
 from orchestrator.runs import Ledger, Run, RunState, utc_now
-from orchestrator.spec import Pairs, TrainingSpec
-from orchestrator.tree import limited
-
-ASK_OVER_BYTES = 100_000_000
-Progress = Callable[[str, int, int], None]
-Confirm = Callable[[str], bool]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """All that is decided before anything is written: the plan, the files that go along, and the exact request."""
-
-    plan: Plan
-    manifest: Manifest
-    request: dict[str, Any]
-    backend: Backend
-    channels: Mapping[str, Path]  # the folder of each; empty before a dry run, which fetches nothing
 
 
 @dataclass(frozen=True)
 class Launched:
-    """A run that has started, and this command's hold on it."""
+    """A run that has started, and this command's hold on it. joined: it was there already, and was gone on with."""
 
     run: Run
     started: Started
-    package: package.Package
+    package: package.Package | None = None
+    joined: bool = False
 
 
-def read_spec(flags: settings.Flags, folder: Path, config: Path | None = None) -> TrainingSpec:
-    """The spec of *flags* and of the folder's orchestrate.toml (or of *config*)."""
-    spec = settings.load(flags, config or settings.find_file(folder))
-    crashpoints.reached("flags read")
-    return spec
+def submit(prepared: Prepared, *, progress: Progress | None = None, again: bool = False) -> Launched:
+    """Write the intent, make the package, start the run. After the first of these the run is never lost.
 
-
-def prepare(
-    spec: TrainingSpec, folder: Path, *, confirm: Confirm, progress: Progress | None = None, fetch: bool = True
-) -> Prepared:
-    """Make every choice and check it. Raises all that is wrong with script, machine, data and budget at once.
-
-    fetch: then download sample data that is not cached. Nothing else is written.
+    A cloud's run that was asked for in the very same words, and that has not ended, or whose end nobody was told of, is gone
+    on with, unless *again*: then Launched.joined says so.
     """
-    found, machine, channels = _checked(spec, folder)
-    backend = backends.load(spec.backend)
-    folders = {name: _channel_folder(place) for name, place in channels} if fetch else {}
-    crashpoints.reached("data ready")
-    manifest = make_manifest(found, spec, confirm=confirm, progress=progress)
-    run_id = plan.new_run_id()
-    seconds, seconds_from = _expected_seconds(spec, found)
-    decided = Plan(
-        run_id=run_id,
-        name=spec.name or found.name,
-        spec=spec,
-        entrypoint=found,
-        package_digest=manifest.digest,
-        package_files=len(manifest.files),
-        package_bytes=manifest.size_bytes,
-        run_dir=state.run_dir(run_id),
-        machine=machine,
-        channels=channels,
-        seconds=seconds,
-        seconds_from=seconds_from,
-        notes=_notes(spec, machine),
-        checkpoints_from=_checkpoints_of(spec.resume_from),
-    )
-    crashpoints.reached("plan made")
-    return Prepared(decided, manifest, backend.request(decided), backend, folders)
+    key = prepared.launch_key
+    if key is None:
+        return _submit_new(prepared, progress)
+    with state.locked(state.launch_lock(key)):
+        crashpoints.reached("launch lock held")
+        known = None if again else _same([key])
+        return _submit_new(prepared, progress) if known is None else _go_on(known, prepared, progress)
 
 
-def _checked(spec: TrainingSpec, folder: Path) -> tuple[Entrypoint, catalog.Machine | None, Pairs]:
-    problems: list[OrchestrateError] = []
-    found: Entrypoint | None = None
-    machine: catalog.Machine | None = None
-    channels: Pairs = ()
-    try:
-        found = entrypoints.find(spec.script, spec.source_dir, folder)
-        missing = entrypoints.missing_imports(found) if spec.backend == "local" else ()
-        if missing:
-            problems.append(entrypoints.missing_import_error(found, missing))
-    except OrchestrateError as error:
-        problems.append(error)
-    try:
-        machine, channels = plan.check(spec, folder)
-    except OrchestrateError as error:
-        problems.append(error)
-    raise_all(problems)
-    assert found is not None
-    crashpoints.reached("script found")
-    return found, machine, channels
-
-
-def make_manifest(
-    found: Entrypoint, spec: TrainingSpec, *, confirm: Confirm, progress: Progress | None = None
-) -> Manifest:
-    """The files that go along with *found*, hashed. Over 100 MB it asks first, naming the five largest."""
-    listing = package.walk(found.source_dir, script=found.script, allow_files=spec.allow_files)
-    if listing.size_bytes > ASK_OVER_BYTES:
-        raise_all(limited(listing.problems))  # before the question: who says yes to it wants no refusal afterwards
-        largest = ", ".join(f"{file.path} ({megabytes(file.size_bytes)})" for file in listing.largest(5))
-        question = f"the package has {megabytes(listing.size_bytes)}, the largest: {largest}"
-        if not confirm(question):
-            hint = "leave data out in .orchestrateignore and give it as --data, or --yes to take it all along"
-            raise BadInput(question, hint=hint)
-    manifest = package.hash_files(listing, packages_dir=state.packages_dir(), progress=progress)
-    crashpoints.reached("package hashed")
-    return manifest
-
-
-def megabytes(size_bytes: int) -> str:
-    """*size_bytes* for people: `412 bytes`, `18.2 kB`, `3.4 MB`."""
-    if size_bytes < 1000:
-        return f"{size_bytes} bytes"
-    return f"{size_bytes / 1e3:,.1f} kB" if size_bytes < 1e6 else f"{size_bytes / 1e6:,.1f} MB"
-
-
-def _expected_seconds(spec: TrainingSpec, found: Entrypoint) -> tuple[float | None, str]:
-    asked = specs.as_json(spec)
-    same = {key: asked[key] for key in ("arguments", "hyperparameters", "data", "instance", "processes")}
-    with Ledger.open_to_read(state.ledger_file()) as ledger:
-        seconds = ledger.earlier_seconds(plan.script_key(found), same)
-    if seconds is not None:
-        return seconds, "as long as the same script with the same arguments last took on this machine"
-    if spec.max_hours is not None:
-        return float(spec.max_hours * 3600), "the most that --max-hours allows"
-    return None, "not known: it has not run here yet, and there is no --max-hours"
-
-
-def _checkpoints_of(reference: str | None) -> Path | None:
-    """The folder of checkpoints that the run called *reference* left. Raises where there is no such run, or none in it."""
-    if reference is None:
+def join(prepared: Sequence[Prepared]) -> Launched | None:
+    """The run that was asked for in the very same words as one of *prepared* and is not over, gone on with; see submit."""
+    keys = [one.launch_key for one in prepared if one.launch_key is not None]
+    known = _same(keys) if keys else None
+    if known is None:
         return None
-    run = find(reference)
-    folder = Path(run.run_dir) / "root" / "checkpoints"
-    if not run.ended:
-        raise BadInput(f"--resume-from {run.id}: it has not ended", hint=f"orchestrate cancel {run.id}")
-    if not folder.is_dir() or not any(folder.iterdir()):
-        hint = "the script saves them in $AIP_CHECKPOINT_DIR"
-        raise BadInput(f"--resume-from {run.id}: it left no checkpoints", hint=hint)
-    return folder
+    with state.locked(state.launch_lock(str(known.launch_key))):
+        again = _same([str(known.launch_key)])  # as it is now that nobody else is at it
+        if again is None:
+            return None
+        return _go_on(again, next(one for one in prepared if one.launch_key == again.launch_key), None)
 
 
-def _notes(spec: TrainingSpec, machine: catalog.Machine | None) -> tuple[str, ...]:
-    notes = []
-    if spec.backend == "local":
-        if machine is not None:
-            notes.append(f"capped to {machine.name}: {machine.label}")
-            have = _cpus_here()
-            if machine.vcpus and machine.vcpus > have:
-                notes.append(
-                    f"this machine has {have} CPUs, {machine.name} has {machine.vcpus}: expect it to be faster there"
-                )
-            if machine.gpu_count:
-                notes.append(f"the {machine.gpu} is not rehearsed: the script sees what GPUs this machine has")
-        if spec.spot:
-            notes.append("--spot has no effect on a local run")
-        if spec.budget_usd is not None:
-            notes.append("--budget has no effect on a local run, which costs nothing")
-    return tuple(notes)
+def resume(run: Run, *, progress: Progress | None = None) -> Launched:
+    """Go on with a run whose submit was killed, or whose create call got no answer: nothing is launched twice."""
+    if run.launch_key is None or run.ended:
+        return Launched(run, backends.load(run.backend).hold(run), joined=True)
+    with state.locked(state.launch_lock(run.launch_key)):
+        return _go_on(_get(run.id), None, progress)
 
 
-def _cpus_here() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _same(keys: Sequence[str]) -> Run | None:
+    with Ledger.open_to_read(state.ledger_file()) as ledger:
+        return ledger.same(keys)
 
 
-def submit(prepared: Prepared, *, progress: Progress | None = None) -> Launched:
-    """Write the intent, make the package, start the run. After the first of these the run is never lost."""
+def _get(run_id: str) -> Run:
+    with Ledger.open_to_read(state.ledger_file()) as ledger:
+        return ledger.get(run_id)
+
+
+def _go_on(run: Run, prepared: Prepared | None, progress: Progress | None) -> Launched:
+    """Take *run* up where it was left; whoever calls this holds the launch lock of it."""
+    backend = backends.load(run.backend)
+    if run.state in (RunState.CREATED, RunState.PACKAGED, RunState.UPLOADED, RunState.STARTING):
+        with state.locked(Path(run.run_dir) / state.SUBMIT_LOCK), Ledger.open(state.ledger_file()) as ledger:
+            manifest = prepared.manifest if prepared else None
+            channels = prepared.channels if prepared else _folders_of(run)
+            started = _start(run, backend, manifest, channels, ledger, progress)
+        return dataclasses.replace(started, joined=True)
+    return Launched(find(run.id), backend.hold(run), joined=True)
+
+
+def _folders_of(run: Run) -> dict[str, Path]:
+    return {name: _channel_folder(place) for name, place in run.plan["channels"].items() if "s3://" not in place}
+
+
+def _submit_new(prepared: Prepared, progress: Progress | None) -> Launched:
     decided = prepared.plan
     state.make_private(decided.run_dir)
     lock = state.hold_lock(decided.run_dir / state.SUBMIT_LOCK)
@@ -196,7 +105,7 @@ def submit(prepared: Prepared, *, progress: Progress | None = None) -> Launched:
             crashpoints.reached("ledger open")
             ledger.insert(run := _intent(prepared))
             crashpoints.reached("intent written")
-            return _start(prepared, run, ledger, progress)
+            return _start(run, prepared.backend, prepared.manifest, prepared.channels, ledger, progress)
     except OrchestrateError:
         if not (decided.run_dir / "root").exists():
             shutil.rmtree(decided.run_dir, ignore_errors=True)
@@ -205,21 +114,57 @@ def submit(prepared: Prepared, *, progress: Progress | None = None) -> Launched:
         os.close(lock)
 
 
-def _start(prepared: Prepared, run: Run, ledger: Ledger, progress: Progress | None) -> Launched:
+def _start(
+    run: Run,
+    backend: Backend,
+    manifest: Manifest | None,
+    channels: Mapping[str, Path],
+    ledger: Ledger,
+    progress: Progress | None,
+) -> Launched:
+    def advance(state: RunState, *, note: str | None = None) -> None:
+        ledger.move(run.id, state, note=note)
+
+    request = run.request
+    assert request is not None
     try:
-        built = package.build(prepared.manifest, state.packages_dir(), progress=progress)
+        built = _package(run, manifest, progress)
         crashpoints.reached("archive ready")
-        ledger.move(run.id, RunState.PACKAGED)
+        if run.state == RunState.CREATED:
+            advance(RunState.PACKAGED)
         crashpoints.reached("packaged written")
-        ledger.move(run.id, RunState.STARTING)
-        crashpoints.reached("starting written")
-        started = prepared.backend.submit(run, prepared.request, built.path, prepared.channels)
+        started = backend.submit(run, request, built.path, channels, advance, progress)
+    except OutcomeUnknown:
+        raise  # it stays as it is, for `orchestrate resume`
     except OrchestrateError as error:
-        with contextlib.suppress(StateError):  # on a full disk a later command finds that nobody is at it any more
-            ledger.move(run.id, RunState.ABANDONED, note=f"not started: {error.what}")
+        _not_started(run, error, ledger)
         raise
     crashpoints.reached("started")
     return Launched(ledger.get(run.id), started, built)
+
+
+def _not_started(run: Run, error: OrchestrateError, ledger: Ledger) -> None:
+    """Write down why nothing was launched; a login that ran out after the create call may have left is no such reason."""
+    with contextlib.suppress(StateError):  # on a full disk a later command finds that nobody is at it any more
+        if isinstance(error, LoginNeeded) and ledger.get(run.id).state == RunState.STARTING:
+            return
+        ledger.move(run.id, RunState.ABANDONED, note=f"not started: {error.what}")
+        ledger.mark_told(run.id)
+
+
+def _package(run: Run, manifest: Manifest | None, progress: Progress | None) -> package.Package:
+    """The archive of *run*, made where it is not there yet. Raises BadInput where its source has changed since."""
+    if manifest is None:
+        digest, place = str(run.package_digest), state.packages_dir() / f"{run.package_digest}.tar.gz"
+        if place.exists():
+            return package.Package(digest, place, run.plan["package"]["size_bytes"], place.stat().st_size, reused=True)
+        found = entrypoints.find(run.spec["script"], run.spec["source_dir"], Path(run.plan["source_dir"]))
+        listing = package.walk(found.source_dir, script=found.script, allow_files=tuple(run.spec["allow_files"]))
+        manifest = package.hash_files(listing, packages_dir=state.packages_dir(), progress=progress)
+        if manifest.digest != digest:
+            what = f"the source of {run.id} has changed since it was submitted, and nothing of it had been sent"
+            raise BadInput(what, hint="submit it again: that is another run")
+    return package.build(manifest, state.packages_dir(), progress=progress)
 
 
 def _channel_folder(place: str) -> Path:
@@ -230,6 +175,12 @@ def _channel_folder(place: str) -> Path:
 
 def _intent(prepared: Prepared) -> Run:
     decided = prepared.plan
+    cloud = decided.cloud
+    described = plan.as_json(decided)
+    if cloud is not None:
+        from orchestrator.aws.request import job_file
+
+        described["job"] = job_file(decided)
     return Run(
         id=decided.run_id,
         name=decided.name,
@@ -239,31 +190,24 @@ def _intent(prepared: Prepared) -> Run:
         script_key=decided.script_key,
         created_at=utc_now(),
         spec=specs.as_json(decided.spec),
-        plan=plan.as_json(decided),
+        plan=described,
         run_dir=str(decided.run_dir),
         request=prepared.request,
         package_digest=decided.package_digest,
-        estimated_usd="0" if decided.spec.backend == "local" else None,
+        estimated_usd=_estimate(decided),
+        remote_id=None if cloud is None else cloud.job_name,
+        launch_key=prepared.launch_key,
+        region=None if cloud is None else cloud.region,
+        rehearsed=cloud is not None and cloud.rehearsed,
+        endpoint=None if cloud is None else cloud.endpoint,
     )
 
 
-def reconcile() -> list[tuple[str, str]]:
-    """Bring the ledger up to date with what really runs; hand out, once, what happened while nobody looked."""
-    if not state.ledger_file().exists():
-        return []
-    with Ledger.open_to_read(state.ledger_file()) as ledger:
-        if not ledger.writable:
-            return []
-        for run in ledger.alive():
-            backends.load(run.backend).refresh(run, ledger)
-        return ledger.take_untold()
-
-
-def find(reference: str | None) -> Run:
-    """The run that *reference* means (an id or its beginning; None: the newest), as it stands now."""
-    with Ledger.open_to_read(state.ledger_file()) as ledger:
-        run = ledger.get(reference)
-        return run if run.ended else backends.load(run.backend).refresh(run, ledger)
+def _estimate(decided: Plan) -> str | None:
+    if decided.spec.backend == "local":
+        return "0"
+    row = decided.machine_row()
+    return None if row is None or row.usd is None else f"{row.usd:.6f}"
 
 
 def cancel(run: Run, *, grace_seconds: int, reason: str) -> None:

@@ -7,17 +7,19 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from estimates import cost
+from orchestrator import money
 from orchestrator.backends import Artifact
 from orchestrator.launch import Progress, megabytes
 from orchestrator.package import Manifest, Package
 from orchestrator.plan import Plan
-from orchestrator.runs import Event, Run, RunState
+from orchestrator.runs import Event, Run, RunState, utc_now
+from orchestrator.tables import Column, console, print_pairs, print_table
+from orchestrator.tables import cell as cell
+from orchestrator.tables import clean as clean
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,82 +32,6 @@ _COLOURS: Mapping[str, str] = {
     RunState.RUNNING: "cyan",
     RunState.STOPPED: "yellow",
 }
-
-
-def console(*, stderr: bool = False) -> Console:
-    """A console that keeps lines whole where it is not a terminal, and makes no emoji of a file named `:x:`."""
-    from rich.console import Console
-
-    stream = sys.stderr if stderr else sys.stdout
-    tty = stream.isatty()
-    return Console(file=stream, width=None if tty else 100_000, soft_wrap=not tty, highlight=False, emoji=False)
-
-
-@dataclass(frozen=True)
-class _Column:
-    """A column as wide as what it holds, or, where the terminal is narrow, down to *least* cells (None: always whole).
-
-    What has no room then is carried on in the next line, or, with *cut*, cut off with an ellipsis.
-    """
-
-    name: str
-    right: bool = False
-    least: int | None = None
-    cut: bool = False
-
-
-def _print_table(
-    out: Console, columns: Sequence[_Column], rows: Sequence[Sequence[Text]], dropped_first: Sequence[str] = ()
-) -> list[str]:
-    """Print a table that fits the console: columns give way down to their least, then those of *dropped_first* go.
-
-    Returns the names of the columns that went.
-    """
-    from rich.table import Table
-
-    gap = 2
-    shown = {
-        column: max([len(column.name), *(row[number].cell_len for row in rows)])
-        for number, column in enumerate(columns)
-    }
-    gone: list[str] = []
-    for name in dropped_first:
-        least = sum(min(width, column.least or width) for column, width in shown.items())
-        if least + gap * (len(shown) - 1) <= out.width:
-            break
-        gone.append(name)
-        shown = {column: width for column, width in shown.items() if column.name != name}
-    excess = sum(shown.values()) + gap * (len(shown) - 1) - out.width
-    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
-    for column, width in reversed(shown.items()):  # what stands last gives way first
-        given = max(min(excess, width - (column.least or width)), 0)
-        shown[column] = width - given
-        excess -= given
-    for column, width in shown.items():
-        table.add_column(
-            column.name,
-            justify="right" if column.right else "left",
-            overflow="ellipsis" if column.cut or column.least is None else "fold",
-            no_wrap=column.cut or column.least is None,
-            width=width,
-        )
-    kept = [number for number, column in enumerate(columns) if column in shown]
-    for row in rows:
-        table.add_row(*(row[number] for number in kept))
-    out.print(table)
-    return gone
-
-
-def _print_pairs(out: Console, pairs: Iterable[tuple[str, str]]) -> None:
-    """Names in bold, and beside each what it stands for."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, words in pairs:
-        table.add_row(f"[bold]{name}[/]", cell(words))
-    out.print(table)
 
 
 def print_json(value: object) -> None:
@@ -127,21 +53,6 @@ def _finite(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_finite(member) for member in value]
     return value
-
-
-def clean(text: str) -> str:
-    """*text* without control codes: what came from elsewhere must not move the cursor or colour the screen."""
-    return "".join(letter if letter in "\n\t" or letter.isprintable() or letter == " " else "\ufffd" for letter in text)
-
-
-def cell(text: str) -> Text:
-    """*text* as it is, for a table or a line: nothing in it is taken for markup or control codes.
-
-    Not rich.markup.escape: it doubles a backslash at the end.
-    """
-    from rich.text import Text
-
-    return Text(clean(text))
 
 
 def shown_name(path: Path | str) -> str:
@@ -168,7 +79,7 @@ def duration(seconds: float | None) -> str:
 def show_plan(plan: Plan, manifest: Manifest, request: Mapping[str, Any]) -> None:
     """The whole of a dry run: what would be done, what goes along, the request, what it would cost."""
     out = console()
-    _print_pairs(out, plan_lines(plan))
+    print_pairs(out, ((name, cell(words)) for name, words in plan_lines(plan)))
     out.print("\n[bold]Package[/]")
     show_manifest(manifest, out)
     out.print("\n[bold]Request[/] (exactly what would be sent; nothing has been sent, uploaded or written)")
@@ -210,19 +121,19 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
 def show_manifest(manifest: Manifest, out: Console | None = None) -> None:
     """What goes in, what stays out and by which rule, sizes and digest."""
     out = out or console()
-    columns = (_Column("size", right=True), _Column("mode"), _Column("file", least=16), _Column("rule", least=16))
+    columns = (Column("size", right=True), Column("mode"), Column("file", least=16), Column("rule", least=16))
     rows = [
         [cell(f"{file.size_bytes:,}"), cell(f"{file.mode:o}"), cell(shown_name(file.path)), cell(file.rule)]
         for file in manifest.files
     ]
-    _print_table(out, columns, rows, dropped_first=("mode",))
+    print_table(out, columns, rows, dropped_first=("mode",))
     if manifest.left_out:
         out.print(f"[bold]left out[/] ({len(manifest.left_out)})")
         rows = [
             [cell(shown_name(item.path) + ("/" if item.is_dir else "")), cell(item.rule)]
             for item in manifest.left_out[:SHOWN_LEFT_OUT]
         ]
-        _print_table(out, (_Column("path", least=16), _Column("rule", least=16)), rows)
+        print_table(out, (Column("path", least=16), Column("rule", least=16)), rows)
         if len(manifest.left_out) > SHOWN_LEFT_OUT:
             out.print(f"… and {len(manifest.left_out) - SHOWN_LEFT_OUT} more: --json lists all")
     out.print(f"{counted(len(manifest.files), 'file')}, {megabytes(manifest.size_bytes)}, digest {manifest.digest}")
@@ -256,13 +167,13 @@ def manifest_json(manifest: Manifest, package: Package | None = None) -> dict[st
 # Costs
 
 _COST_COLUMNS = (
-    _Column("cloud"),
-    _Column("machine"),
-    _Column("what", least=28, cut=True),
-    _Column("region"),
-    _Column("$/hour", right=True),
-    _Column("this run", right=True),
-    _Column("price of"),
+    Column("cloud"),
+    Column("machine"),
+    Column("what", least=28, cut=True),
+    Column("region"),
+    Column("$/hour", right=True),
+    Column("this run", right=True),
+    Column("price of"),
 )
 
 
@@ -276,7 +187,7 @@ def show_costs(plan: Plan, seconds: float | None, seconds_from: str, out: Consol
     own = plan.machine_row(seconds)
     shown = [own] if own else []
     shown += [row for row in cheapest_of_each_kind(rows) if own is None or row.machine != own.machine]
-    gone = _print_table(
+    gone = print_table(
         out, _COST_COLUMNS, [_cost_cells(row) for row in shown], ("price of", "region", "what", "cloud", "$/hour")
     )
     out.print(
@@ -315,20 +226,21 @@ def costs_json(plan: Plan, seconds: float | None) -> list[dict[str, Any]]:
 # Runs
 
 _RUN_COLUMNS = (
-    _Column("run"),
-    _Column("state"),
-    _Column("script", least=12, cut=True),
-    _Column("backend"),
-    _Column("machine"),
-    _Column("created (UTC)"),
-    _Column("took", right=True),
-    _Column("cost", right=True),
-    _Column("metrics", least=20, cut=True),
+    Column("run"),
+    Column("state"),
+    Column("script", least=12, cut=True),
+    Column("backend"),
+    Column("machine"),
+    Column("created (UTC)"),
+    Column("took", right=True),
+    Column("cost", right=True),
+    Column("metrics", least=20, cut=True),
 )
 
 
 def show_runs(runs: Sequence[Run], metrics: Mapping[str, Mapping[str, float]]) -> None:
     """The ledger as a table, newest first."""
+    now = utc_now()
     rows = []
     for run in runs:
         machine = run.plan.get("machine") or {}
@@ -336,21 +248,17 @@ def show_runs(runs: Sequence[Run], metrics: Mapping[str, Mapping[str, float]]) -
             run.id,
             run.state,
             shown_name(run.script),
-            run.backend,
+            f"{run.backend}, rehearsed" if run.rehearsed else run.backend,
             machine.get("name", "this one"),
             run.created_at[:19].replace("T", " "),
-            duration(run.seconds()),
-            money(run.actual_usd),
+            duration(run.seconds(now)),
+            money.short(run, now),
             metric_words(metrics.get(run.id, {}), limit=3),
         )
         cells = [cell(text) for text in words]
         cells[1].stylize(_COLOURS.get(run.state, ""))
         rows.append(cells)
-    _print_table(console(), _RUN_COLUMNS, rows, ("backend", "machine", "created (UTC)", "cost", "took", "metrics"))
-
-
-def money(usd: str | None) -> str:
-    return "-" if usd is None else cost.format_usd(Decimal(usd))
+    print_table(console(), _RUN_COLUMNS, rows, ("backend", "machine", "created (UTC)", "cost", "took", "metrics"))
 
 
 def metric_words(values: Mapping[str, float], limit: int | None = None) -> str:
@@ -370,15 +278,16 @@ def show_status(run: Run, events: Sequence[Event], metrics: Mapping[str, float],
     lines = {
         "run": f"{run.id} ({run.name})",
         "state": run.state + (f": {run.reason}" if run.reason else ""),
+        **_cloud_lines(run),
         "script": f"{shown_name(run.script)} from {shown_name(str(run.plan.get('source_dir')))}",
         "package": run.package_digest or "-",
         "took": duration(run.seconds()),
-        "cost": f"{money(run.actual_usd)} (estimated {money(run.estimated_usd)})",
+        "cost": money.in_full(run),
         "exit code": "-" if run.exit_code is None else str(run.exit_code),
         "metrics": metric_words(metrics) or "-",
         "folder": shown_name(run.run_dir),
     }
-    _print_pairs(out, lines.items())
+    print_pairs(out, ((name, cell(words)) for name, words in lines.items()))
     for event in events:
         note = f"  {event.note}" if event.note else ""
         out.print(cell(f"  {event.at[:19].replace('T', ' ')}  {event.state}{note}"))
@@ -386,6 +295,21 @@ def show_status(run: Run, events: Sequence[Event], metrics: Mapping[str, float],
         out.print("[bold]its own last lines[/]")
         out.out(clean(error_lines))
     out.print(next_steps(run))
+
+
+def _cloud_lines(run: Run) -> dict[str, str]:
+    """What there is to say of a run that a cloud has, or that a rehearsal of it had."""
+    if run.backend == money.HERE:
+        return {}
+    machine = run.plan.get("machine") or {}
+    count = int(run.plan.get("count") or 1)
+    lines = {
+        "in the cloud": run.remote_status or "-",
+        "training job": run.remote_id or "-",
+        "machine": (f"{count} × " if count > 1 else "") + machine.get("name", "-"),
+        "region": run.region or "-",
+    }
+    return lines | ({"rehearsed": f"on this machine, at {run.endpoint}"} if run.rehearsed else {})
 
 
 def show_receipt(plan: Plan, run: Run, metrics: Mapping[str, float]) -> None:
@@ -438,6 +362,13 @@ def run_json(run: Run, metrics: Mapping[str, float], events: Sequence[Event] = (
         "package_digest": run.package_digest,
         "estimated_usd": run.estimated_usd,
         "actual_usd": run.actual_usd,
+        "billable_seconds": run.billable_seconds,
+        "region": run.region,
+        "remote_id": run.remote_id,
+        "remote_status": run.remote_status,
+        "launch_key": run.launch_key,
+        "rehearsed": run.rehearsed,
+        "endpoint": run.endpoint,
         "metrics": dict(metrics),
         "run_dir": run.run_dir,
         "plan": run.plan,
@@ -450,12 +381,12 @@ def show_artifacts(run: Run, found: Sequence[Artifact]) -> None:
     if not found:
         out.print(f"{run.id} left no files")
         return
-    columns = (_Column("size", right=True), _Column("file", least=20), _Column("place", least=20))
+    columns = (Column("size", right=True), Column("file", least=20), Column("place", least=20))
     rows = [
         [cell(megabytes(artifact.size_bytes)), cell(shown_name(artifact.path)), cell(shown_name(artifact.place))]
         for artifact in found
     ]
-    _print_table(out, columns, rows, dropped_first=("place",))
+    print_table(out, columns, rows, dropped_first=("place",))
     out.print(f"next: orchestrate artifacts {run.id} --to DIR")
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from orchestrator.errors import BadInput, NotInCatalog, StateError, shown
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_SECONDS = 60.0
 
 
@@ -29,7 +29,9 @@ class RunState(enum.StrEnum):
 
     CREATED = "created"  # the intent is in the ledger; nothing else has happened
     PACKAGED = "packaged"  # the archive of the code lies ready
+    UPLOADED = "uploaded"  # all that goes along lies in the cloud
     STARTING = "starting"  # asked to start; whether it has is not known yet
+    ACCEPTED = "accepted"  # the cloud has the job; no script runs yet
     RUNNING = "running"
     STOPPING = "stopping"  # asked to save and end
     SUCCEEDED = "succeeded"
@@ -39,6 +41,7 @@ class RunState(enum.StrEnum):
 
 
 ENDED = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.STOPPED, RunState.ABANDONED})
+RAN = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.STOPPED})  # ended, and there is something to tell of it
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,9 @@ class Run:
     """One row of the ledger. Times are UTC, ISO 8601; money is a decimal in a string, USD; plan and request are JSON.
 
     script_key tells which script this was, so that its earlier runs can be found: an absolute path, or `shipped:NAME`.
+    launch_key tells what was asked for: two runs of the same key asked for the same thing. remote_status is the cloud's
+    own word. told: somebody was told that it was launched, or how it ended. rehearsed: it ran on a cloud's stand-in here,
+    at *endpoint*.
     """
 
     id: str
@@ -68,6 +74,13 @@ class Run:
     reason: str | None = None
     estimated_usd: str | None = None
     actual_usd: str | None = None
+    launch_key: str | None = None
+    region: str | None = None
+    remote_status: str | None = None
+    billable_seconds: int | None = None
+    told: bool = False
+    rehearsed: bool = False
+    endpoint: str | None = None
 
     @property
     def ended(self) -> bool:
@@ -91,16 +104,19 @@ class Event:
 
 
 _JSON_FIELDS = {"spec", "plan", "request"}
+_BOOL_FIELDS = {"told", "rehearsed"}
 _COLUMNS = tuple(field.name for field in fields(Run))
 _SCHEMA = """
 CREATE TABLE runs (
   id TEXT PRIMARY KEY, name TEXT NOT NULL, backend TEXT NOT NULL, state TEXT NOT NULL, script TEXT NOT NULL,
   script_key TEXT NOT NULL, created_at TEXT NOT NULL, spec TEXT NOT NULL, plan TEXT NOT NULL, run_dir TEXT NOT NULL,
   request TEXT, package_digest TEXT, remote_id TEXT, pid INTEGER, started_at TEXT, ended_at TEXT, exit_code INTEGER,
-  reason TEXT, estimated_usd TEXT, actual_usd TEXT
+  reason TEXT, estimated_usd TEXT, actual_usd TEXT, launch_key TEXT, region TEXT, remote_status TEXT,
+  billable_seconds INTEGER, told INTEGER NOT NULL DEFAULT 0, rehearsed INTEGER NOT NULL DEFAULT 0, endpoint TEXT
 );
 CREATE INDEX runs_by_time ON runs (created_at);
 CREATE INDEX runs_by_script ON runs (script_key, state);
+CREATE INDEX runs_by_launch ON runs (launch_key);
 CREATE TABLE events (
   run_id TEXT NOT NULL REFERENCES runs (id), at TEXT NOT NULL, state TEXT NOT NULL, note TEXT, untold INTEGER NOT NULL DEFAULT 0
 );
@@ -110,6 +126,19 @@ CREATE TABLE metrics (
   PRIMARY KEY (run_id, seq)
 );
 """
+# What each schema has over the one before it.
+_UPGRADES = {
+    2: """
+ALTER TABLE runs ADD COLUMN launch_key TEXT;
+ALTER TABLE runs ADD COLUMN region TEXT;
+ALTER TABLE runs ADD COLUMN remote_status TEXT;
+ALTER TABLE runs ADD COLUMN billable_seconds INTEGER;
+ALTER TABLE runs ADD COLUMN told INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE runs ADD COLUMN rehearsed INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE runs ADD COLUMN endpoint TEXT;
+CREATE INDEX runs_by_launch ON runs (launch_key);
+""",
+}
 
 
 def utc_now() -> str:
@@ -159,10 +188,13 @@ class Ledger:
             return cls.open(path)
         except StateError:
             for mode in ("mode=ro", "immutable=1"):
-                with contextlib.suppress(sqlite3.Error):
-                    uri = f"{path.as_uri()}?{mode}"
-                    connection = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
+                uri = f"{path.as_uri()}?{mode}"
+                connection = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
+                try:
                     connection.execute("SELECT count(*) FROM runs").fetchone()
+                except sqlite3.Error:
+                    connection.close()
+                else:
                     return cls(connection, path, writable=False)
             raise
 
@@ -194,25 +226,35 @@ class Ledger:
     ) -> bool:
         """Move a run to *state* and set *changes* with it. False, and nothing done, where it is in one of *unless*.
 
+        The state that it has already is no event, unless there is a *note*. A run has started when it first ran.
         untold: the next command says *note* to whoever types it (see take_untold).
         """
         now = utc_now()
-        if state == RunState.RUNNING:
-            changes.setdefault("started_at", now)
         if state in ENDED:
             changes.setdefault("ended_at", now)
             changes.setdefault("reason", note)
         with self._transaction() as do:
-            row = do("SELECT state FROM runs WHERE id = ?", [run_id]).fetchone()
-            if row is None or row[0] in ENDED or row[0] in unless:
+            row = do("SELECT state, started_at FROM runs WHERE id = ?", [run_id]).fetchone()
+            if row is None or row["state"] in ENDED or row["state"] in unless:
                 return False
-            names = ["state", *changes]
-            values = [str(state), *(_stored(name, value) for name, value in changes.items())]
-            assignments = ", ".join(f"{name} = ?" for name in names)
-            do(f"UPDATE runs SET {assignments} WHERE id = ?", [*values, run_id])  # noqa: S608 - our own names
-            event = [run_id, changes.get("ended_at", now), str(state), note, int(untold)]
-            do("INSERT INTO events (run_id, at, state, note, untold) VALUES (?, ?, ?, ?, ?)", event)
+            if state == RunState.RUNNING and row["started_at"] is None:
+                changes.setdefault("started_at", now)
+            _assign(do, run_id, {"state": str(state), **changes})
+            if state != row["state"] or note is not None:
+                event = [run_id, changes.get("ended_at", now), str(state), note, int(untold)]
+                do("INSERT INTO events (run_id, at, state, note, untold) VALUES (?, ?, ?, ?, ?)", event)
         return True
+
+    def set(self, run_id: str, **changes: Any) -> None:
+        """Set columns of a run, ended or not, that are no change of its state: what it cost, the cloud's own word."""
+        if "state" in changes:
+            raise ValueError("a run's state is changed by move() alone")
+        with self._transaction() as do:
+            _assign(do, run_id, changes)
+
+    def mark_told(self, run_id: str) -> None:
+        """Somebody was told that this run was launched, or how it ended: asking again means another run."""
+        self.set(run_id, told=True)
 
     def add_metrics(self, run_id: str, lines: Iterable[tuple[int, str, Mapping[str, float]]]) -> None:
         """Keep metric lines as (number within the run, time, values). A number that is there already changes nothing."""
@@ -262,6 +304,20 @@ class Ledger:
         rows = self._read(f"SELECT * FROM runs WHERE state NOT IN ({marks})", [str(state) for state in ENDED])  # noqa: S608
         return [_run(row) for row in rows]
 
+    def same(self, launch_keys: Collection[str]) -> Run | None:
+        """The newest run that asked for one of these things and still stands for it; None if there is none.
+
+        That is one that has not ended, or one whose end nobody was told of.
+        """
+        keys, ran, ended = list(launch_keys), [str(state) for state in RAN], [str(state) for state in ENDED]
+        marks, ran_marks, ended_marks = (", ".join("?" * len(values)) for values in (keys, ran, ended))
+        query = (
+            f"SELECT * FROM runs WHERE launch_key IN ({marks})"  # noqa: S608 - question marks alone
+            f" AND (state NOT IN ({ended_marks}) OR (state IN ({ran_marks}) AND told = 0)) ORDER BY rowid DESC LIMIT 1"
+        )
+        rows = self._read(query, [*keys, *ended, *ran])
+        return _run(rows[0]) if rows else None
+
     def events(self, run_id: str) -> list[Event]:
         rows = self._read("SELECT at, state, note FROM events WHERE run_id = ? ORDER BY rowid", [run_id])
         return [Event(row["at"], row["state"], row["note"]) for row in rows]
@@ -279,14 +335,23 @@ class Ledger:
             merged |= json.loads(row["data"])
         return merged
 
-    def earlier_seconds(self, script_key: str, arguments: Mapping[str, Any]) -> float | None:
-        """Seconds that the newest successful run of this script with the same arguments took; None if there is none."""
+    def earlier_seconds(
+        self, script_key: str, arguments: Mapping[str, Any], *, backend: str = "local", rehearsed: bool = False
+    ) -> float | None:
+        """Seconds that the newest successful run of this script with the same arguments took; None if there is none.
+
+        Only runs of the same *backend* count, and rehearsed ones only for a rehearsal: a rehearsed run took the time of
+        this machine, not of the one that it is named for. *arguments* are compared with the runs' specs.
+        """
         rows = self._read(
-            "SELECT * FROM runs WHERE script_key = ? AND state = ? ORDER BY rowid DESC LIMIT 50",
-            [script_key, str(RunState.SUCCEEDED)],
+            "SELECT * FROM runs WHERE script_key = ? AND state = ? AND backend = ? ORDER BY rowid DESC LIMIT 50",
+            [script_key, str(RunState.SUCCEEDED), backend],
         )
-        same = [run for run in map(_run, rows) if all(run.spec.get(key) == value for key, value in arguments.items())]
-        return same[0].seconds() if same else None
+        for run in map(_run, rows):
+            alike = all(run.spec.get(key) == value for key, value in arguments.items())
+            if alike and run.rehearsed == rehearsed:
+                return run.seconds()
+        return None
 
     def _read(self, query: str, values: list[Any]) -> list[sqlite3.Row]:
         with _explained(self.path):
@@ -309,19 +374,51 @@ def _prepare(connection: sqlite3.Connection, path: Path, patience_seconds: float
     _use_wal(connection, patience_seconds)
     connection.execute("PRAGMA synchronous = FULL")  # NORMAL does not sync on commit
     connection.execute("PRAGMA foreign_keys = ON")
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    version = _version(connection)
     if version > SCHEMA_VERSION:
         raise StateError(
             f"{path} was written by a newer orchestrate (schema {version}, this one knows {SCHEMA_VERSION})",
             hint="pip install --upgrade orchestrate-ml",
         )
-    if version == 0:
+    if version < SCHEMA_VERSION:
         connection.execute("BEGIN IMMEDIATE")
-        if connection.execute("PRAGMA user_version").fetchone()[0] == 0:  # nobody was faster
-            for statement in _SCHEMA.split(";\n"):
-                connection.execute(statement)
-            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        version = _version(connection)  # read again: another command may have been faster
+        if version == 0:
+            _apply(connection, _SCHEMA)
+        else:
+            if version < SCHEMA_VERSION:
+                _keep_copy(path, path.with_name(f"{path.name}.v{version}"))
+            for newer in range(version + 1, SCHEMA_VERSION + 1):
+                _apply(connection, _UPGRADES[newer])
+        connection.execute(f"PRAGMA user_version = {max(version, SCHEMA_VERSION)}")
         connection.execute("COMMIT")
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _apply(connection: sqlite3.Connection, statements: str) -> None:
+    for statement in statements.split(";\n"):
+        connection.execute(statement)
+
+
+def _keep_copy(path: Path, copy: Path) -> None:
+    """Copy the ledger as it is on the disk to *copy*, whole or not at all. The caller holds the ledger's write lock."""
+    partial = copy.with_name(f".{copy.name}.part")
+    try:
+        partial.unlink(missing_ok=True)  # of a command that was killed here
+        os.close(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        # A connection of its own: SQLite does not copy through one that is in the middle of writing.
+        with (
+            contextlib.closing(sqlite3.connect(path)) as source,
+            contextlib.closing(sqlite3.connect(partial)) as target,
+        ):
+            target.execute("PRAGMA synchronous = FULL")
+            source.backup(target)
+        partial.replace(copy)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _use_wal(connection: sqlite3.Connection, patience_seconds: float) -> None:
@@ -359,6 +456,19 @@ def _explained(path: Path) -> Iterator[None]:
         raise
 
 
+def _assign(do: Any, run_id: str, changes: Mapping[str, Any]) -> None:
+    """Set columns of a run's row; writes nothing where they are so already."""
+    if not changes:
+        return
+    for name in changes:
+        if name not in _COLUMNS or name == "id":
+            raise ValueError(f"a run has no column {name!r} that changes")
+    assignments = ", ".join(f"{name} = ?" for name in changes)
+    values = [_stored(name, value) for name, value in changes.items()]
+    differs = " OR ".join(f"{name} IS NOT ?" for name in changes)
+    do(f"UPDATE runs SET {assignments} WHERE id = ? AND ({differs})", [*values, run_id, *values])  # noqa: S608 - our own names
+
+
 def _stored(name: str, value: Any) -> Any:
     if name in _JSON_FIELDS and value is not None:
         return json.dumps(value, ensure_ascii=False)
@@ -366,7 +476,10 @@ def _stored(name: str, value: Any) -> Any:
 
 
 def _run(row: sqlite3.Row) -> Run:
-    values = {name: row[name] for name in _COLUMNS}
+    there = set(row.keys())  # a ledger that is read where it cannot be written may be of an older schema
+    values = {name: row[name] for name in _COLUMNS if name in there}
     for name in _JSON_FIELDS:
         values[name] = None if values[name] is None else json.loads(values[name])
+    for name in _BOOL_FIELDS & there:
+        values[name] = bool(values[name])
     return Run(**values)

@@ -15,8 +15,8 @@ from orchestrator import package, state
 from orchestrator.backends import local, process, supervisor
 from orchestrator.backends.process import Child, Stop
 from orchestrator.entrypoint import Entrypoint
-from orchestrator.errors import ScriptFailed
-from orchestrator.launch import Prepared
+from orchestrator.errors import BadInput, ScriptFailed
+from orchestrator.preparing import Prepared
 
 SECONDS = 60.0
 LONGEST_SECONDS = 600.0  # of a smoke run that the script itself describes
@@ -34,12 +34,15 @@ def run(prepared: Prepared, say: Callable[[str], None] = lambda _: None) -> None
     Raises ScriptFailed with the script's last lines, StateError where there is no room for the scratch folder.
     """
     found = prepared.plan.entrypoint
+    if len(prepared.channels) < len(prepared.plan.channels):
+        hint = "leave --smoke out, or rehearse: --rehearse with a small folder as --data"
+        raise BadInput("--smoke runs here, and some of the data is in S3", hint=hint)
     state.make_private(state.home())
     _sweep()
     with state.explained(state.home()), tempfile.TemporaryDirectory(prefix=_PREFIX, dir=state.home()) as folder:
         lock = state.hold_lock(Path(folder) / state.RUN_LOCK)
         assert lock is not None, "a new folder belongs to nobody else"
-        scratch = _scratch_request(prepared.request, Path(folder) / "root", found)
+        scratch = _scratch_request(local.LocalBackend().request(prepared.plan), Path(folder) / "root", found)
         built = package.build(prepared.manifest, state.packages_dir())
         local.lay_root(scratch, built.path, prepared.channels)
         say("smoke run: a few steps in a scratch folder")

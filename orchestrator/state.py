@@ -32,6 +32,11 @@ def packages_dir() -> Path:
     return home() / "packages"
 
 
+def launch_lock(launch_key: str) -> Path:
+    """The lock that whoever launches this very thing holds."""
+    return home() / "locks" / launch_key
+
+
 def run_dir(run_id: str) -> Path:
     return home() / "runs" / run_id
 
@@ -69,6 +74,39 @@ def hold_lock(path: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock at *path*, made with its folder, after waiting for whoever has it."""
+    import fcntl
+
+    with explained(path):
+        make_private(path.parent)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_held(path: Path) -> bool:
+    """Does a process live that holds the lock at *path*?"""
+    import fcntl
+
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -117,19 +117,27 @@ def _region(
     """--region, else this shell's, else the profile's; in a rehearsal that has none of these, the stage's."""
     if spec.region:
         return spec.region  # whether there is such a region was asked by plan.check
-    shell = {name: os.environ[name] for name in ("AWS_REGION", "AWS_DEFAULT_REGION") if os.environ.get(name)}
-    if len(set(shell.values())) > 1:
-        what = " and ".join(f"{value} ({name})" for name, value in shell.items())
-        problems.append(BadInput(f"two regions: {what}", hint=f"--region {next(iter(shell.values()))}"))
+    try:
+        region = region_of(None, options.profile)
+    except OrchestrateError as error:
+        problems.append(error)
         return None
-    region = next(iter(shell.values()), None) or _profile_region(options.profile)
     if region is None and stage is None:
         problems.append(BadInput("no region: neither --region nor $AWS_REGION", hint="--region us-east-1"))
-    elif region is not None and region not in catalog.regions("sagemaker"):
-        hint = specs.suggestion(region, catalog.regions("sagemaker"))
-        problems.append(NotInCatalog(f"SageMaker is not in region {shown(region)} of this shell or profile", hint=hint))
-        return None
     return region or (stage.region if stage else None)
+
+
+def region_of(named: str | None, profile: str | None) -> str | None:
+    """The region that is *named*, else this shell's, else the profile's. Raises BadInput, NotInCatalog."""
+    shell = {name: os.environ[name] for name in ("AWS_REGION", "AWS_DEFAULT_REGION") if os.environ.get(name)}
+    if named is None and len(set(shell.values())) > 1:
+        what = " and ".join(f"{value} ({name})" for name, value in shell.items())
+        raise BadInput(f"two regions: {what}", hint=f"--region {next(iter(shell.values()))}")
+    region = named or next(iter(shell.values()), None) or _profile_region(profile)
+    if region is not None and region not in catalog.regions("sagemaker"):
+        hint = specs.suggestion(region, catalog.regions("sagemaker"))
+        raise NotInCatalog(f"SageMaker is not in region {shown(region)}", hint=hint)
+    return region
 
 
 def _profile_region(profile: str | None) -> str | None:

@@ -14,7 +14,7 @@ from orchestrator.plan import Plan
 # Started by exec, so that the container's first process is bootstrap.py: only that one is sent SIGTERM.
 _ENTRYPOINT = ["/bin/sh", "-c"]
 _START = 'exec "$(command -v python3 || command -v python)" -u /opt/ml/input/data/code/bootstrap.py'
-# Read where neither the script nor --metric names any: what scripts commonly print, and the shipped ones do.
+# Read where neither --metric nor the script's own block names any: what scripts commonly print.
 COMMON_METRICS = (
     "epoch", "loss", "accuracy", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss",
     "test_accuracy", "learning_rate", "samples_per_second",
@@ -36,8 +36,8 @@ def training_job(plan: Plan, bootstrap_digest: str) -> dict[str, Any]:
             "ContainerEntrypoint": list(_ENTRYPOINT),
             "ContainerArguments": [_START],
             "MetricDefinitions": [
-                {"Name": name, "Regex": f"[ ]{name}=([-+0-9.eEnaif]+)"}
-                for name in _regex_safe(plan.spec.cloud.metrics if plan.spec.cloud else (), plan)
+                {"Name": name, "Regex": f"[ ]{name.replace('.', '[.]')}=([-+0-9.eEnaif]+)"}
+                for name in place.options.metrics or plan.entrypoint.metrics or COMMON_METRICS
             ],
         },
         "InputDataConfig": _channels(plan, place, bootstrap_digest),
@@ -61,11 +61,6 @@ def training_job(plan: Plan, bootstrap_digest: str) -> dict[str, Any]:
 def _place(plan: Plan) -> AwsPlace:
     assert plan.cloud is not None, "a SageMaker plan has a place"
     return plan.cloud
-
-
-def _regex_safe(named: tuple[str, ...], plan: Plan) -> list[str]:
-    """The metrics to read: named on the command line, else by the script's own block, else the common ones."""
-    return [name.replace(".", r"\.") for name in named or plan.entrypoint.metrics or COMMON_METRICS]
 
 
 def code_prefix(plan: Plan, bootstrap_digest: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import shutil
@@ -12,12 +11,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from orchestrator import bundled, crashpoints, state
-from orchestrator.backends import Artifact, process
+from orchestrator.backends import Advance, Artifact, Interruption, Progress, kept_files, process
+from orchestrator.backends.files import copy_artifacts
 from orchestrator.errors import StateError
 from orchestrator.metrics import MetricReader
 from orchestrator.plan import Plan
@@ -27,14 +27,17 @@ HOST = "algo-1"  # what SageMaker calls the first machine of a training job
 RUN_LOCK, SUBMIT_LOCK = state.RUN_LOCK, state.SUBMIT_LOCK
 POLL_SECONDS = 0.05
 START_SECONDS = 90.0  # longer than anyone waits for the ledger
-KEPT = ("model", "output/data", "checkpoints")
 
 
 class Attached:
     """A run whose supervisor listens to this command: it stops the run if this command dies without letting go."""
 
-    def __init__(self, supervisor: subprocess.Popen[bytes]) -> None:
+    def __init__(self, supervisor: subprocess.Popen[bytes], interrupt: Callable[[bool], Interruption]) -> None:
         self._supervisor = supervisor
+        self._interrupt = interrupt
+
+    def interrupted(self, times: int) -> Interruption:
+        return self._interrupt(times > 1)
 
     def let_go(self) -> None:
         assert self._supervisor.stdin is not None
@@ -52,6 +55,8 @@ class Attached:
 class LocalBackend:
     """The Backend of this machine."""
 
+    cancel_on_interrupt = True
+
     def request(self, plan: Plan) -> dict[str, Any]:
         """The whole of what a local start needs. `environment` comes on top of this shell's own."""
         root = plan.run_dir / "root"
@@ -65,14 +70,24 @@ class LocalBackend:
             "environment": {"ORCHESTRATE_ROOT": str(root), **_thread_environment(limits["cpus"])},
             "package": {"digest": plan.package_digest, "size_bytes": plan.package_bytes},
             "channels": dict(plan.channels),
-            "checkpoints_from": None if plan.checkpoints_from is None else str(plan.checkpoints_from),
+            "checkpoints_from": plan.checkpoints_from,
             "limits": limits,
             "files": _config_files(plan),
         }
 
-    def submit(self, run: Run, request: Mapping[str, Any], archive: Path, channels: Mapping[str, Path]) -> Attached:
+    def submit(
+        self,
+        run: Run,
+        request: Mapping[str, Any],
+        archive: Path,
+        channels: Mapping[str, Path],
+        advance: Advance,
+        progress: Progress | None = None,
+    ) -> Attached:
         """Lay the root folder out and start the supervisor. Raises StateError where the disk does not allow it."""
         run_dir = Path(run.run_dir)
+        advance(RunState.STARTING)
+        crashpoints.reached("starting written")
         with state.explained(run_dir):
             lay_root(request, archive, channels)
             crashpoints.reached("root laid out")
@@ -89,7 +104,18 @@ class LocalBackend:
                 )
             crashpoints.reached("supervisor started")
             self._wait_for_start(run_dir, supervisor)
-        return Attached(supervisor)
+        return Attached(supervisor, lambda again: self._interrupt(run, again=again))
+
+    def hold(self, run: Run) -> Attached:
+        raise NotImplementedError("a local run ends with the command that started it, or goes on alone")
+
+    def _interrupt(self, run: Run, *, again: bool) -> Interruption:
+        grace_seconds = 0 if again else int(run.plan["limits"]["grace_seconds"])
+        self.cancel(run, grace_seconds=grace_seconds, reason="Ctrl-C")
+        if again:
+            return Interruption(f"killing {run.id}")
+        words = f"stopping {run.id}: SIGTERM sent, up to {grace_seconds} s to save; Ctrl-C again kills it"
+        return Interruption(words)
 
     def _wait_for_start(self, run_dir: Path, supervisor: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + START_SECONDS
@@ -159,14 +185,12 @@ class LocalBackend:
                 time.sleep(POLL_SECONDS)
 
     def artifacts(self, run: Run) -> list[Artifact]:
-        root = Path(run.run_dir) / "root"
-        found = []
-        for folder in KEPT:
-            for path in sorted((root / folder).rglob("*")):
-                if path.is_file() and not path.is_symlink():
-                    place = path.relative_to(root).as_posix()
-                    found.append(Artifact(place, path.stat().st_size, str(path)))
-        return found
+        return list(kept_files(Path(run.run_dir) / "root"))
+
+    def collect(
+        self, run: Run, folder: Path, *, checkpoints: bool = False, progress: Progress | None = None
+    ) -> list[Path]:
+        return copy_artifacts(self.artifacts(run), folder)
 
     def cancel(self, run: Run, *, grace_seconds: int, reason: str) -> None:
         run_dir = Path(run.run_dir)
@@ -252,18 +276,7 @@ def lay_root(request: Mapping[str, Any], archive: Path, channels: Mapping[str, P
 
 def held(run_dir: Path, lock: str = RUN_LOCK) -> bool:
     """Does a process live that holds this lock of the run: its supervisor, or (SUBMIT_LOCK) the submit that makes it?"""
-    try:
-        descriptor = os.open(run_dir / lock, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    else:
-        return False
-    finally:
-        os.close(descriptor)
+    return state.is_held(run_dir / lock)
 
 
 def _last_word(run_dir: Path) -> dict[str, Any] | None:

@@ -1,0 +1,186 @@
+"""One training job, made once: create, and what a lost answer means; how a job stands, in our words."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import ROUND_CEILING, Decimal, localcontext
+from typing import Any
+
+from orchestrator.aws.client import Aws
+from orchestrator.aws.explain import Kind
+
+from orchestrator import crashpoints
+from orchestrator.aws import explain
+from orchestrator.errors import Conflict, OrchestrateError, OutcomeUnknown
+from orchestrator.runs import RunState
+
+ATTEMPTS = 6
+CREATE_SECONDS = 60.0  # how long an answer to the create call is waited for
+_ENDS = {"Completed": RunState.SUCCEEDED, "Failed": RunState.FAILED, "Stopped": RunState.STOPPED}
+_ASKED = (Kind.AMBIGUOUS, Kind.EXISTS, Kind.UNREACHABLE)
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a job stands: state is ours, remote_status the cloud's own word. Times are UTC, ISO 8601."""
+
+    state: RunState
+    remote_status: str
+    message: str
+    reason: str | None
+    started_at: str | None
+    ended_at: str | None
+    billable_seconds: int | None
+    exit_code: int | None
+
+
+@contextlib.contextmanager
+def told(doing: str) -> Iterator[None]:
+    """Turn what the SDK raises while *doing* something into one clear line with a remedy."""
+    try:
+        yield
+    except (OrchestrateError, KeyboardInterrupt, GeneratorExit):
+        raise
+    except Exception as error:
+        if not type(error).__module__.startswith(("botocore", "boto3", "s3transfer", "urllib3")):
+            raise
+        raise explain.refusal(error, doing=doing) from error
+
+
+def pace_of(endpoint: str | None) -> float:
+    """How long pauses are, against AWS itself = 1: a loopback service is neither far nor shared."""
+    return 1.0 if endpoint is None else 0.05
+
+
+def describe(aws: Aws, name: str) -> dict[str, Any] | None:
+    """The job as the service tells it; None where there is none of that name."""
+    try:
+        answer: dict[str, Any] = aws.client("sagemaker").describe_training_job(TrainingJobName=name)
+    except Exception as error:
+        if explain.classify(error) is Kind.MISSING:
+            return None
+        raise
+    return answer
+
+
+def is_ours(described: Mapping[str, Any], request: Mapping[str, Any]) -> bool:
+    """Was this job made by this very launch?"""
+    have, want = described.get("Environment", {}), request["Environment"]
+    return all(have.get(name) == want[name] for name in ("ORCHESTRATE_LAUNCH_ID", "ORCHESTRATE_LAUNCH_KEY"))
+
+
+def create_once(aws: Aws, request: Mapping[str, Any], *, run_id: str, tell: Tell) -> bool:
+    """Have the job of *request* made, whatever becomes of the answers; False where it was there already, and is ours.
+
+    One attempt on the wire a time: what a lost answer means is decided here, by asking for the job. Raises Conflict where the
+    name is another's, OutcomeUnknown where nobody can tell, LoginNeeded, and CloudRefused where the service said no.
+    """
+    pace = pace_of(aws.endpoint)
+    client = aws.client("sagemaker", attempts=1, read_timeout=CREATE_SECONDS * pace)
+    name = request["TrainingJobName"]
+    sent = False
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(pace * 2**attempt * random.uniform(0.5, 1.0))  # noqa: S311 - spreads, does not hide
+        crashpoints.reached("create about to be sent")
+        try:
+            client.create_training_job(**request)
+        except Exception as error:
+            kind = explain.classify(error)
+            if kind is Kind.THROTTLED:
+                tell("SageMaker asks to wait (throttled); trying again")
+                continue
+            if kind not in _ASKED:
+                raise explain.refusal(error, doing="create the training job", context=_context(request)) from error
+            sent = sent or kind is not Kind.UNREACHABLE
+            tell(f"no clear answer to the create call ({kind}): asking for {name}")
+            if _found(aws, request, run_id):
+                return False
+        else:
+            crashpoints.reached("create answered")
+            return True
+    what = f"SageMaker gave no clear answer in {ATTEMPTS} tries; whether {name} was made is not known"
+    if not sent:
+        what = f"SageMaker could not be reached or kept asking to wait in {ATTEMPTS} tries; nothing is known to run"
+    raise OutcomeUnknown(what, hint=f"orchestrate resume {run_id}   (it asks first, and never starts a second job)")
+
+
+def _context(request: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "instance": str(request["ResourceConfig"].get("InstanceType", "")),
+        "role": str(request["RoleArn"]),
+        "image": str(request["AlgorithmSpecification"].get("TrainingImage", "")),
+        "job": str(request["TrainingJobName"]),
+    }
+
+
+def _found(aws: Aws, request: Mapping[str, Any], run_id: str) -> bool:
+    """Is the job of *request* there? Raises Conflict where another has its name, OutcomeUnknown where nobody answers."""
+    name = request["TrainingJobName"]
+    try:
+        described = describe(aws, name)
+    except Exception as error:
+        kind = explain.classify(error)
+        if kind in (Kind.THROTTLED, Kind.AMBIGUOUS, Kind.UNREACHABLE):
+            return False  # ask again by sending again: the service takes a name once
+        if kind in (Kind.EXPIRED, Kind.NO_CREDENTIALS):
+            raise explain.refusal(error, doing=f"ask for {name}", context=_context(request)) from error
+        what = f"{name} may have been made: the question was refused ({error})"
+        raise OutcomeUnknown(what, hint=f"orchestrate resume {run_id}") from error
+    if described is None:
+        return False
+    if not is_ours(described, request):
+        what = f"a training job {name} is there already, and it is not this run's"
+        raise Conflict(what, hint="nothing was touched; submit again, under another --name")
+    return True
+
+
+def standing(described: Mapping[str, Any], now: RunState) -> Standing:
+    """How the described job stands; *now* is how the run stood, for a status that this version does not know."""
+    status, secondary = described["TrainingJobStatus"], described.get("SecondaryStatus", "")
+    state = _ENDS.get(status)
+    if status == "Deleting":
+        state = RunState.STOPPED
+    elif status == "Stopping":
+        state = RunState.STOPPING
+    elif state is None:
+        known = {"Training": RunState.RUNNING, "Uploading": RunState.RUNNING}
+        waiting = ("Starting", "Pending", "Downloading", "Interrupted", "Restarting", "Updating")
+        waiting += ("DownloadingTrainingImage", "PreparingTrainingStack", "LaunchingMLInstances")
+        state = RunState.ACCEPTED if secondary in waiting else known.get(secondary, now)
+        if state not in (RunState.ACCEPTED, RunState.RUNNING, RunState.STOPPING):
+            state = RunState.ACCEPTED
+    transitions = described.get("SecondaryStatusTransitions") or [{}]
+    reason = described.get("FailureReason")
+    code = re.search(r"exit code: (-?\d+)", reason or "", re.IGNORECASE)
+    return Standing(
+        state=state,
+        remote_status=secondary or status,
+        message=str(transitions[-1].get("StatusMessage", "")),
+        reason=reason,
+        started_at=_iso(described.get("TrainingStartTime")),
+        ended_at=_iso(described.get("TrainingEndTime")),
+        billable_seconds=described.get("BillableTimeInSeconds"),
+        exit_code=0 if state is RunState.SUCCEEDED else int(code[1]) if code else None,
+    )
+
+
+def _iso(time_of: datetime | None) -> str | None:
+    return None if time_of is None else time_of.astimezone(UTC).isoformat(timespec="milliseconds")
+
+
+def bill(plan: Mapping[str, Any], billable_seconds: int | None) -> str | None:
+    """USD for what was billed, at the price of the plan, as text; None where either is not known."""
+    price = plan.get("price")
+    if price is None or billable_seconds is None:
+        return None
+    with localcontext(rounding=ROUND_CEILING):
+        usd = Decimal(price["usd_per_hour"]) * int(plan["count"]) * billable_seconds / 3600
+        return f"{usd:.6f}"

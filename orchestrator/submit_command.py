@@ -1,0 +1,131 @@
+"""What `orchestrate submit` does behind its flags: prepare, send, follow, and tell how it ended."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import typer
+
+from orchestrator import crashpoints, finding, plan, preparing, render, submitting, watch
+from orchestrator import smoke as smoke_run
+from orchestrator.launch import Launched
+from orchestrator.preparing import Prepared
+from orchestrator.runs import Run
+from orchestrator.settings import Flags
+
+
+@dataclass(frozen=True)
+class How:
+    """The flags of `submit` that are about the command, not about the run."""
+
+    config: Path | None
+    faults: tuple[str, ...]
+    dry_run: bool
+    smoke: bool
+    detach: bool
+    again: bool
+    cancel_on_interrupt: bool
+    yes: bool
+    as_json: bool
+
+
+def run(flags: Flags, how: How) -> None:
+    """Do what *flags* ask for. Raises whatever is to be told, the script's own failure included."""
+    attempts = _prepare(flags, how)
+    if how.dry_run:
+        _show_dry_run(attempts, as_json=how.as_json)
+        return
+    for prepared in attempts:
+        prepared.backend.cancel_on_interrupt = how.cancel_on_interrupt
+    if how.smoke:
+        smoke_run.run(attempts[0], lambda line: print(line, file=sys.stderr))
+    follow = partial(_detached if how.detach else _attached, as_json=how.as_json)
+    sent = submitting.send(attempts, follow, tell=_say, again=how.again, progress=render.progress_bar)
+    if not how.detach:
+        tell_end(sent.prepared, sent.run, as_json=how.as_json)
+
+
+def _say(line: str) -> None:
+    print(f"note: {render.clean(line)}", file=sys.stderr)
+
+
+def _prepare(flags: Flags, how: How) -> tuple[Prepared, ...]:
+    folder = Path.cwd()
+    spec = preparing.read_spec(flags, folder, how.config)
+    confirm = partial(confirmed, yes=how.yes)
+    fetch = not how.dry_run
+    with render.progress_bar() as progress:
+        return preparing.prepare_all(spec, folder, confirm=confirm, progress=progress, fetch=fetch, faults=how.faults)
+
+
+def confirmed(question: str, *, yes: bool) -> bool:
+    if yes or not sys.stdin.isatty():
+        return yes
+    return typer.confirm(f"{question}. Go on?", err=True)
+
+
+def _show_dry_run(attempts: tuple[Prepared, ...], *, as_json: bool) -> None:
+    for prepared in attempts[: 1 if as_json else None]:
+        decided = prepared.plan
+        if as_json:
+            render.print_json(
+                {
+                    "plan": plan.as_json(decided),
+                    "package": render.manifest_json(prepared.manifest),
+                    "request": prepared.request,
+                    "costs": render.costs_json(decided, decided.seconds),
+                    "next_attempts": [other.request for other in attempts[1:]],
+                }
+            )
+        else:
+            render.show_plan(decided, prepared.manifest, prepared.request)
+
+
+def _say_start(prepared: Prepared, run: Run) -> None:
+    decided = prepared.plan
+    script = render.shown_name(decided.entrypoint.script)
+    print(f"run {run.id}: {script} ({decided.entrypoint.chosen})", file=sys.stderr)
+    for note in decided.notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
+def _detached(prepared: Prepared, launched: Launched, *, as_json: bool) -> Run:
+    _say_start(prepared, launched.run)
+    launched.started.let_go()
+    crashpoints.reached("let go")
+    run = launched.run
+    if as_json:
+        render.print_json(render.run_json(run, {}))
+    else:
+        print(f"{run.id} goes on by itself\nnext: orchestrate logs {run.id} --follow   or: orchestrate cancel {run.id}")
+    sys.stdout.flush()
+    finding.mark_told(run)
+    return run
+
+
+def _attached(prepared: Prepared, launched: Launched, *, as_json: bool) -> Run:
+    # Not before the start: what `2>&1 | tee train.log` writes here must not change what is being packed.
+    _say_start(prepared, launched.run)
+    return watch.until_the_end(launched, sys.stderr if as_json else sys.stdout)
+
+
+def tell_end(prepared: Prepared | None, run: Run, *, as_json: bool) -> None:
+    """The receipt, or what went wrong: and from here on the same command is another run."""
+    metrics = watch.last_metrics(run)
+    fault = watch.fault(run)
+    if as_json:
+        told = {} if fault is None else {"error": fault.what, "hint": fault.hint}
+        costs = {"costs": render.costs_json(prepared.plan, run.seconds())} if prepared else {}
+        render.print_json({**render.run_json(run, metrics), **told, **costs})
+    elif fault is None:
+        render.show_receipt(prepared.plan if prepared else None, run, metrics)
+    sys.stdout.flush()
+    crashpoints.reached("receipt printed")
+    finding.mark_told(run)
+    if fault is not None:
+        if as_json:  # it stands in the run's own document
+            raise typer.Exit(fault.exit_code)
+        raise fault
