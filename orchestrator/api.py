@@ -64,6 +64,10 @@ def _let_go(_: Prepared, launched: Launched) -> Run:
 
 
 def _to_its_end(_: Prepared, launched: Launched) -> Run:
+    return _watched(launched)
+
+
+def _watched(launched: Launched) -> Run:
     try:
         for _data in backends.load(launched.run.backend).logs(launched.run, follow=True):
             pass
@@ -78,6 +82,11 @@ def _prepare(
     place = Path(folder) if folder is not None else Path.cwd()
     spec = preparing.read_spec(_flags(script, options), place)
     return preparing.prepare_all(spec, place, confirm=lambda _: False, fetch=fetch)
+
+
+def prepare(script: str | Path | None, options: Mapping[str, Any], *, fetch: bool) -> Prepared:
+    """What a submit with *options* comes to, before anything is sent: the first of what would be tried."""
+    return _prepare(script, None, options, fetch=fetch)[0]
 
 
 def _flags(script: str | Path | None, options: Mapping[str, Any]) -> Flags:
@@ -99,6 +108,16 @@ def _flags(script: str | Path | None, options: Mapping[str, Any]) -> Flags:
 def status(run_id: str | None = None) -> Run:
     """One run as it stands now; None means the newest."""
     return finding.find(run_id)
+
+
+def resume(run_id: str | None = None) -> Run:
+    """Go on with a run whose submit was cut short, to its end. Nothing is launched twice."""
+    run = finding.find(run_id)
+    if run.ended or run.backend == "local":
+        return run
+    ended = submitting.followed(_watched, launch.resume(run))
+    finding.mark_told(ended)
+    return ended
 
 
 def list_runs(limit: int | None = None) -> list[Run]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from decimal import Decimal
 from typing import Any
 
@@ -15,29 +15,6 @@ from orchestrator.errors import BadInput, OrchestrateError, shown
 MAX_METRICS = 40  # SageMaker's limit of metric definitions
 _METRIC = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 _TORCH = re.compile(r"[0-9]+\.[0-9]+(\.[0-9]+)?")
-
-
-@dataclass(frozen=True)
-class CloudOptions:
-    """Every field has the meaning of the option of its name; `extra` is raw fields of the cloud's own request."""
-
-    image: str | None = None
-    torch: str | None = None
-    role: str | None = None
-    bucket: str | None = None
-    profile: str | None = None
-    volume_gb: int = 30
-    max_wait_hours: Decimal | None = None
-    subnets: tuple[str, ...] = ()
-    security_groups: tuple[str, ...] = ()
-    kms_key: str | None = None
-    tags: s.Pairs = ()
-    keep_alive_minutes: int | None = None
-    network_isolation: bool = False
-    encrypt_traffic: bool = False
-    tensorboard: bool = False
-    metrics: tuple[str, ...] = ()
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _plain(option: str) -> Callable[[object], str]:
@@ -134,12 +111,12 @@ OPTIONS: Mapping[str, tuple[str, Callable[[object], Any]]] = {
 }
 
 
-def gathered(values: dict[str, Any]) -> CloudOptions:
+def gathered(values: dict[str, Any]) -> s.CloudOptions:
     """The options among *values*, taken out of it."""
-    return CloudOptions(**{one.name: values.pop(one.name) for one in fields(CloudOptions) if one.name in values})
+    return s.CloudOptions(**{one.name: values.pop(one.name) for one in fields(s.CloudOptions) if one.name in values})
 
 
-def check_together(options: CloudOptions, *, spot: bool, max_hours: Decimal | None) -> list[OrchestrateError]:
+def check_together(options: s.CloudOptions, *, spot: bool, max_hours: Decimal | None) -> list[OrchestrateError]:
     """What is wrong with *options* taken together."""
     problems: list[OrchestrateError] = []
     wait = options.max_wait_hours
@@ -155,11 +132,3 @@ def check_together(options: CloudOptions, *, spot: bool, max_hours: Decimal | No
     if len(options.metrics) > MAX_METRICS:
         problems.append(BadInput(f"{len(options.metrics)} metrics, at most {MAX_METRICS}", hint="name fewer --metric"))
     return problems
-
-
-def as_json(options: CloudOptions) -> dict[str, Any]:
-    """*options* as plain data."""
-    values = {one.name: getattr(options, one.name) for one in fields(CloudOptions)}
-    values["tags"] = dict(options.tags)
-    values["max_wait_hours"] = None if options.max_wait_hours is None else str(options.max_wait_hours)
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

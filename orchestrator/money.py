@@ -43,7 +43,7 @@ def so_far(run: Run, now: str | None = None) -> str:
     usd = None if run.backend == HERE else of_a_run(run, now)
     if usd is None:
         return ""
-    return f"{format_usd(usd)} so far" + (", were it no rehearsal" if run.rehearsed else "")
+    return f"would have cost {format_usd(usd)} so far" if run.rehearsed else f"{format_usd(usd)} so far"
 
 
 def short(run: Run, now: str | None = None) -> str:

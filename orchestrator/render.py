@@ -6,24 +6,24 @@ import contextlib
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from estimates import cost
 from orchestrator import money
-from orchestrator.backends import Artifact
-from orchestrator.launch import Progress, megabytes
+from orchestrator.backends import Artifact, Progress
+from orchestrator.comparison import costs_json as costs_json
+from orchestrator.comparison import show_costs
 from orchestrator.package import Manifest, Package
 from orchestrator.plan import Plan
+from orchestrator.preparing import megabytes
 from orchestrator.runs import Event, Run, RunState, utc_now
-from orchestrator.tables import Column, console, print_pairs, print_table
+from orchestrator.tables import Column, console, duration, print_pairs, print_table
 from orchestrator.tables import cell as cell
 from orchestrator.tables import clean as clean
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.text import Text
 
 SHOWN_LEFT_OUT = 20
 _COLOURS: Mapping[str, str] = {
@@ -61,18 +61,6 @@ def shown_name(path: Path | str) -> str:
     return name if name.isprintable() else repr(name)
 
 
-def duration(seconds: float | None) -> str:
-    """`3.2 s`, `4 min 05 s`, `2 h 03 min`; `-` for None."""
-    if seconds is None:
-        return "-"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
 # Plans
 
 
@@ -107,15 +95,38 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
     if plan.machine is not None:
         yield "machine", f"{plan.machine.name}: {plan.machine.label}"
     yield "processes", str(spec.processes)
-    stop = "none (a local run)" if spec.max_hours is None else f"{spec.max_hours} h"
-    yield "hard stop", f"{stop}; {spec.grace_seconds} s to save after SIGTERM"
-    yield "cost here", "$0 (this machine)" if spec.backend == "local" else "see below"
+    yield from _place_lines(plan)
+    yield "hard stop", f"{_hard_stop(plan)}; {plan.grace_seconds} s to save after SIGTERM"
+    free = "$0 (this machine)" if spec.backend == money.HERE else "$0 (rehearsed)" if spec.rehearse else None
+    yield "cost here", free or "see below"
     yield (
         "package",
         f"{plan.package_digest[:16]}…, {counted(plan.package_files, 'file')}, {megabytes(plan.package_bytes)}",
     )
     for note in plan.notes:
         yield "note", note
+
+
+def _place_lines(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Where in a cloud the run goes."""
+    if plan.cloud is None:
+        return
+    place = plan.cloud
+    yield "training job", place.job_name
+    yield "region", place.region
+    yield "role", place.role
+    yield "bucket", place.bucket
+    yield "image", f"{place.image} ({place.image_from})"
+    if place.endpoint is not None or place.rehearsed:
+        yield "rehearsed", "on this machine, by a stand-in for the cloud; nothing leaves it and nothing is billed"
+
+
+def _hard_stop(plan: Plan) -> str:
+    if plan.cloud is None:
+        return "none (a local run)" if plan.spec.max_hours is None else f"{plan.spec.max_hours} h"
+    stop = f"{plan.cloud.max_seconds / 3600:.3g} h ({plan.cloud.max_seconds_from})"
+    wait = plan.cloud.max_wait_seconds
+    return stop if wait is None else f"{stop}, {wait / 3600:.3g} h with the wait for spot machines"
 
 
 def show_manifest(manifest: Manifest, out: Console | None = None) -> None:
@@ -162,65 +173,6 @@ def manifest_json(manifest: Manifest, package: Package | None = None) -> dict[st
         "left_out": left_out,
         "archive": archive,
     }
-
-
-# Costs
-
-_COST_COLUMNS = (
-    Column("cloud"),
-    Column("machine"),
-    Column("what", least=28, cut=True),
-    Column("region"),
-    Column("$/hour", right=True),
-    Column("this run", right=True),
-    Column("price of"),
-)
-
-
-def show_costs(plan: Plan, seconds: float | None, seconds_from: str, out: Console | None = None) -> None:
-    """What the same run would cost in both clouds: the machine that was named, then the cheapest of each kind."""
-    out = out or console()
-    rows = plan.cost_rows(seconds)
-    how_long = f"{duration(seconds)} ({seconds_from})" if seconds is not None else seconds_from
-    out.print("[bold]The same run in the cloud[/]")
-    out.print(cell(f"for {how_long}; how fast each machine would be is not predicted yet"))
-    own = plan.machine_row(seconds)
-    shown = [own] if own else []
-    shown += [row for row in cheapest_of_each_kind(rows) if own is None or row.machine != own.machine]
-    gone = print_table(
-        out, _COST_COLUMNS, [_cost_cells(row) for row in shown], ("price of", "region", "what", "cloud", "$/hour")
-    )
-    out.print(
-        f"{len(rows)} machines have a published price here (all with --json); of the others it is unknown."
-        " Machine time only: no storage, no transfer, no start-up."
-        + (f" Too narrow here to show: {', '.join(gone)}." if gone else "")
-    )
-
-
-def _cost_cells(row: cost.CostRow) -> list[Text]:
-    price = row.price
-    hourly = "unknown" if price is None else f"${price.usd_per_hour * row.count:,.4f}"
-    cost_text = cost.format_usd(row.usd) if row.hours is not None else "-"
-    machine = row.machine.name if row.count == 1 else f"{row.count} × {row.machine.name}"
-    dated = price.dated if price else "-"
-    words = (row.machine.cloud, machine, row.machine.label, row.region, hourly, cost_text, dated)
-    return [cell(text) for text in words]
-
-
-def cheapest_of_each_kind(rows: Iterable[cost.CostRow]) -> list[cost.CostRow]:
-    """The first row of every kind of accelerator in each cloud."""
-    kinds: dict[tuple[str, str | None], cost.CostRow] = {}
-    for row in rows:
-        kinds.setdefault((row.machine.cloud, row.machine.gpu), row)
-    return list(kinds.values())
-
-
-def costs_json(plan: Plan, seconds: float | None) -> list[dict[str, Any]]:
-    rows = list(plan.cost_rows(seconds))
-    own = plan.machine_row(seconds)
-    if own is not None and own.price is None:
-        rows.append(own)
-    return [dict(cost.as_json(row)) for row in rows]
 
 
 # Runs
@@ -272,8 +224,17 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
-def show_status(run: Run, events: Sequence[Event], metrics: Mapping[str, float], error_lines: str | None) -> None:
-    """One run: how it stands, how it came there, what it measured and cost, and what to type next."""
+def show_status(
+    run: Run,
+    events: Sequence[Event],
+    metrics: Mapping[str, float],
+    error_lines: str | None,
+    remedy: str | None = None,
+) -> None:
+    """One run: how it stands, how it came there, what it measured and cost, and what to type next.
+
+    remedy: what mends the failure, where that is known.
+    """
     out = console()
     lines = {
         "run": f"{run.id} ({run.name})",
@@ -294,6 +255,8 @@ def show_status(run: Run, events: Sequence[Event], metrics: Mapping[str, float],
     if error_lines:
         out.print("[bold]its own last lines[/]")
         out.out(clean(error_lines))
+    if remedy:
+        out.print(cell(f"try: {remedy}"))
     out.print(next_steps(run))
 
 
@@ -312,21 +275,25 @@ def _cloud_lines(run: Run) -> dict[str, str]:
     return lines | ({"rehearsed": f"on this machine, at {run.endpoint}"} if run.rehearsed else {})
 
 
-def show_receipt(plan: Plan, run: Run, metrics: Mapping[str, float]) -> None:
-    """What a successful run leaves behind: time, metrics, model, and what it would have cost in the cloud."""
+def show_receipt(plan: Plan | None, run: Run, metrics: Mapping[str, float]) -> None:
+    """What a successful run leaves behind: time, cost, metrics, model, and what the same run would cost elsewhere."""
     from orchestrator import backends
 
     out = console()
-    out.print(f"\n[bold green]{run.id} succeeded[/] in {duration(run.seconds())}, cost $0 (this machine)")
+    here = run.backend == money.HERE
+    cost_words = "$0 (this machine)" if here else money.in_full(run)
+    out.print(f"\n[bold green]{run.id} succeeded[/] in {duration(run.seconds())}, cost {cost_words}")
     if metrics:
         out.print(cell(f"  {metric_words(metrics)}"))
     for folder, files in _by_folder(backends.load(run.backend).artifacts(run)).items():
         size = megabytes(sum(file.size_bytes for file in files))
-        place = shown_path(Path(run.run_dir) / "root" / folder)
-        line = cell(f"  {shown_name(folder)}: {counted(len(files), 'file')}, {size}  {place}")
+        line = cell(f"  {shown_name(folder)}: {counted(len(files), 'file')}, {size}  {_place_of(folder, files)}")
         out.print(line, soft_wrap=True)  # the terminal breaks the path, so that it is copied whole
     out.print()
-    show_costs(plan, run.seconds(), "as long as it took here", out)
+    if plan is not None:
+        seconds = run.seconds() if run.billable_seconds is None else run.billable_seconds
+        took = "here" if here or run.rehearsed else "in the cloud"
+        show_costs(plan, seconds, f"as long as it took {took}", out)
     out.print(f"{next_steps(run)}   or: orchestrate status {run.id}")
 
 
@@ -335,6 +302,13 @@ def _by_folder(found: Sequence[Artifact]) -> dict[str, list[Artifact]]:
     for artifact in found:
         folders.setdefault(artifact.path.partition("/")[0], []).append(artifact)
     return folders
+
+
+def _place_of(folder: str, files: Sequence[Artifact]) -> str:
+    """Where *folder* lies, in the words of its first file's place."""
+    first = files[0]
+    place = first.place.removesuffix(first.path) + folder
+    return shown_name(place) if "://" in place else shown_path(place)
 
 
 def next_steps(run: Run) -> str:

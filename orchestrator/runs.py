@@ -336,16 +336,16 @@ class Ledger:
         return merged
 
     def earlier_seconds(
-        self, script_key: str, arguments: Mapping[str, Any], *, backend: str = "local", rehearsed: bool = False
+        self, script_key: str, arguments: Mapping[str, Any], *, rehearsed: bool = False
     ) -> float | None:
         """Seconds that the newest successful run of this script with the same arguments took; None if there is none.
 
-        Only runs of the same *backend* count, and rehearsed ones only for a rehearsal: a rehearsed run took the time of
-        this machine, not of the one that it is named for. *arguments* are compared with the runs' specs.
+        *arguments* are compared with the runs' specs; where they name no backend, local runs are meant. Rehearsed runs
+        count for a rehearsal alone: they took this machine's time, not that of the one that they are named for.
         """
         rows = self._read(
             "SELECT * FROM runs WHERE script_key = ? AND state = ? AND backend = ? ORDER BY rowid DESC LIMIT 50",
-            [script_key, str(RunState.SUCCEEDED), backend],
+            [script_key, str(RunState.SUCCEEDED), arguments.get("backend", "local")],
         )
         for run in map(_run, rows):
             alike = all(run.spec.get(key) == value for key, value in arguments.items())

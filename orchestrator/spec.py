@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from decimal import Decimal, InvalidOperation
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from orchestrator.errors import BadInput, OrchestrateError, shown
-
-if TYPE_CHECKING:
-    from orchestrator.cloudspec import CloudOptions
 
 BACKENDS = ("local", "sagemaker", "vertex")
 DEFAULT_CHANNEL = "training"
@@ -33,6 +30,29 @@ _RESERVED_PREFIXES = ("SM_", "AIP_", "ORCHESTRATE_", "SAGEMAKER_", "CLOUD_ML_")
 
 Pairs = tuple[tuple[str, str], ...]
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class CloudOptions:
+    """Every field has the meaning of the option of its name; `extra` is raw fields of the cloud's own request."""
+
+    image: str | None = None
+    torch: str | None = None
+    role: str | None = None
+    bucket: str | None = None
+    profile: str | None = None
+    volume_gb: int = 30
+    max_wait_hours: Decimal | None = None
+    subnets: tuple[str, ...] = ()
+    security_groups: tuple[str, ...] = ()
+    kms_key: str | None = None
+    tags: Pairs = ()
+    keep_alive_minutes: int | None = None
+    network_isolation: bool = False
+    encrypt_traffic: bool = False
+    tensorboard: bool = False
+    metrics: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -286,7 +306,8 @@ def as_json(spec: TrainingSpec) -> dict[str, Any]:
     }
 
 
-def _cloud_json(cloud: CloudOptions) -> dict[str, Any]:
-    from orchestrator import cloudspec
-
-    return cloudspec.as_json(cloud)
+def _cloud_json(options: CloudOptions) -> dict[str, Any]:
+    values = {one.name: getattr(options, one.name) for one in fields(CloudOptions)}
+    values["tags"] = dict(options.tags)
+    values["max_wait_hours"] = None if options.max_wait_hours is None else str(options.max_wait_hours)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

@@ -19,7 +19,7 @@ def loopback_account(region: str | None) -> places.Stage:
     from orchestrator.rehearsal import control
 
     where = region or catalog.DEFAULT_REGION["sagemaker"]
-    return places.Stage(role=control.ROLE, bucket=control.bucket_of(where), region=where)
+    return places.Stage(role=control.role_arn(where), bucket=control.bucket_of(where), region=where)
 
 
 class Stage:
@@ -31,8 +31,8 @@ class Stage:
         if fetch and place is not None and place.rehearsed:
             from orchestrator.rehearsal import control
 
-            self.endpoint = control.ensure(state.home() / "rehearsal", faults=faults).url
-            control.provision(self.endpoint, role=place.role, bucket=place.bucket, region=place.region)
+            url = control.ensure(state.home() / "rehearsal", faults=faults).url
+            self.endpoint = control.provision(url, role=place.role, bucket=place.bucket, region=place.region)
 
     def set(self, place: AwsPlace | None) -> AwsPlace | None:
         """*place* with the address of the cloud that it is in."""

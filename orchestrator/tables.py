@@ -36,6 +36,18 @@ def cell(text: str) -> Text:
     return Text(clean(text))
 
 
+def duration(seconds: float | None) -> str:
+    """`3.2 s`, `4 min 05 s`, `2 h 03 min`; `-` for None."""
+    if seconds is None:
+        return "-"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
 @dataclass(frozen=True)
 class Column:
     """A column as wide as what it holds, or, where the terminal is narrow, down to *least* cells (None: always whole).

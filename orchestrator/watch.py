@@ -18,10 +18,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
-from orchestrator import backends, crashpoints, launch, money, render, state
+from orchestrator import backends, crashpoints, finding, money, render, state
 from orchestrator.errors import CloudRefused, Interrupted, OrchestrateError, OutcomeUnknown, ScriptFailed, StateError
+from orchestrator.launch import Launched
 from orchestrator.metrics import MetricReader
 from orchestrator.runs import Event, Ledger, Run, RunState, utc_now
+from orchestrator.tables import duration
 
 QUIET_SECONDS = 2.0
 REDRAW_SECONDS = 0.5
@@ -108,16 +110,16 @@ class Printer:
             or (self._status_shown and now - self._drawn < REDRAW_SECONDS)
         ):
             return
-        line = self._status_words(now)
+        line = self._status_words()
         columns = os.get_terminal_size(self._stream.fileno()).columns or 80  # 0: a terminal that does not know
         self._stream.write(f"\r{line[: columns - 1]}\x1b[K")  # a full last column would begin a new line
         self._stream.flush()
         self._drawn = now
         self._status_shown = True
 
-    def _status_words(self, now: float) -> str:
+    def _status_words(self) -> str:
         words = render.metric_words(self._last, limit=3)
-        return f"{self._label} · {render.duration(now - self._began)}" + (f" · {words}" if words else "")
+        return f"{self._label} · {duration(time.monotonic() - self._began)}" + (f" · {words}" if words else "")
 
     def _clear(self) -> None:
         if self._status_shown:
@@ -142,8 +144,8 @@ class LiveView(Printer):
 
     def write(self, data: bytes) -> None:
         """As Printer.write; a Ctrl-C meanwhile is raised when *data* has been passed on, so that passed_bytes is true."""
+        self._look()
         with _uninterrupted():
-            self._look()
             super().write(data)
 
     def close(self) -> None:
@@ -175,15 +177,15 @@ class LiveView(Printer):
         with contextlib.suppress(OSError):  # nobody reads that
             print(render.clean(line).replace("\n", " "), file=self._notes, flush=True)
 
-    def _status_words(self, now: float) -> str:
+    def _status_words(self) -> str:
         run, moment = self._run, utc_now()
         parts = (f"{run.id} {_standing(run)}", clock(_age(run, moment)), money.so_far(run, moment))
         return render.clean(" · ".join(part for part in (*parts, render.metric_words(self._last, limit=3)) if part))
 
 
 def _standing(run: Run) -> str:
-    """The cloud's own word for how *run* stands, where it has one that is not older than ours."""
-    if run.state == RunState.STOPPING or run.remote_status is None:
+    """The cloud's own word for how *run* stands; ours where that knows more."""
+    if run.ended or run.state == RunState.STOPPING or run.remote_status is None:
         return run.state
     return run.remote_status
 
@@ -255,7 +257,7 @@ def _pass_on(run: Run, printer: Printer, *, to_its_end: bool, leave_when_unread:
             raise BrokenPipeError
 
 
-def until_the_end(launched: launch.Launched, stream: TextIO) -> Run:
+def until_the_end(launched: Launched, stream: TextIO) -> Run:
     """Follow a run that this command has just started, and do on Ctrl-C what its backend does then.
 
     Raises Interrupted after Ctrl-C: once the run has ended, if that stopped it; at once, if it goes on without this command.
@@ -283,7 +285,7 @@ def until_the_end(launched: launch.Launched, stream: TextIO) -> Run:
         print(f"\n{interruption.message}", file=sys.stderr)
     started.close()
     crashpoints.reached("end seen")
-    ended = launch.find(run.id)
+    ended = finding.find(run.id)
     if times and (run.backend == money.HERE or _asked_to_stop(run)):
         raise Interrupted(
             f"{run.id} {ended.state}: {ended.reason or 'it had just ended by itself'}",
@@ -298,7 +300,7 @@ def _asked_to_stop(run: Run) -> bool:
 
 
 def _wait_for_end(run: Run) -> None:
-    while not launch.find(run.id).ended:
+    while not finding.find(run.id).ended:
         time.sleep(0.1)
 
 
@@ -306,7 +308,7 @@ def wait_for_end(run: Run, seconds: float) -> Run:
     """*run* as it stands when it has ended, or after *seconds*."""
     deadline = time.monotonic() + seconds
     while True:
-        now = launch.find(run.id)
+        now = finding.find(run.id)
         if now.ended or time.monotonic() > deadline:
             return now
         time.sleep(0.1)

@@ -6,15 +6,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from orchestrator.aws.transfer import Bucket
-from orchestrator.unpack import unpack
-
 from orchestrator import state
 from orchestrator.aws import folders
 from orchestrator.aws.place import PREFIX
+from orchestrator.aws.transfer import Bucket
 from orchestrator.backends import Artifact, Progress, kept_files
 from orchestrator.errors import BadInput
 from orchestrator.runs import Run
+from orchestrator.unpack import unpack
 
 # The archives that SageMaker makes, and where a local run keeps what is in them.
 ARCHIVES = {"output/model.tar.gz": "model", "output/output.tar.gz": "output/data"}

@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from orchestrator.aws.client import Aws
-from orchestrator.aws.explain import Kind
-from orchestrator.aws.logs import LogFetcher
-
 from orchestrator import state
 from orchestrator.aws import explain, jobs
+from orchestrator.aws.client import Aws
+from orchestrator.aws.explain import Kind
 from orchestrator.aws.jobs import Standing, Tell
+from orchestrator.aws.logs import LogFetcher
 from orchestrator.errors import LoginNeeded, OrchestrateError
 from orchestrator.metrics import MetricReader
 from orchestrator.runs import ENDED, Ledger, Run, RunState

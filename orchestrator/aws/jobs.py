@@ -12,11 +12,10 @@ from datetime import UTC, datetime
 from decimal import ROUND_CEILING, Decimal, localcontext
 from typing import Any
 
-from orchestrator.aws.client import Aws
-from orchestrator.aws.explain import Kind
-
 from orchestrator import crashpoints
 from orchestrator.aws import explain
+from orchestrator.aws.client import Aws
+from orchestrator.aws.explain import Kind
 from orchestrator.errors import Conflict, OrchestrateError, OutcomeUnknown
 from orchestrator.runs import RunState
 

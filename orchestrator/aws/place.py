@@ -12,9 +12,8 @@ from typing import Any
 
 from estimates import catalog, images
 from orchestrator import spec as specs
-from orchestrator.cloudspec import CloudOptions
 from orchestrator.errors import BadInput, NotInCatalog, OrchestrateError, OverBudget, shown
-from orchestrator.spec import TrainingSpec
+from orchestrator.spec import CloudOptions, TrainingSpec
 
 PREFIX = "orchestrate"  # everything of ours in a bucket lies beneath it
 NAME_PREFIX = "orc-"

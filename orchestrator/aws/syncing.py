@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from orchestrator.aws.client import Aws
-
 from orchestrator import state
 from orchestrator.aws import following, jobs
+from orchestrator.aws.client import Aws
 from orchestrator.aws.place import GRACE_SECONDS, NAME_PREFIX
 from orchestrator.runs import Ledger, Run, RunState
 

@@ -210,6 +210,10 @@ class SageMakerBackend:
             with Ledger.open(state.ledger_file()) as ledger:
                 ledger.move(run.id, RunState.STOPPING, note=reason, unless=(RunState.STOPPING,))
 
+    def session(self, run: Run) -> Any:
+        """The boto3 session that reaches *run*, for whoever wants to go on with AWS's own tools."""
+        return self._aws(run).session()
+
     def _aws(self, run: Run) -> Aws:
         cloud = run.plan["cloud"]
         return Aws(cloud["region"], endpoint=run.endpoint, profile=cloud["profile"])

@@ -26,6 +26,7 @@ import signal
 import socket
 import struct
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -118,14 +119,9 @@ def read_orders(control: socket.socket) -> bytes:
     except OSError:
         data = b""
     if not data:  # not to be asked again: from now on only children wake this process
-        null, _ = socket.socketpair()
-        os.dup2(null.fileno(), control.fileno(), inheritable=False)
-        _KEPT.extend((null, _))
+        os.dup2(os.pipe()[0], control.fileno(), inheritable=False)
         return KILL
     return data
-
-
-_KEPT: list[socket.socket] = []
 
 
 def wake_on_children() -> int:
@@ -418,7 +414,7 @@ class Containers:
             theirs.close()
             for _, writer in pipes:
                 os.close(writer)
-        self._control.sendall(json.dumps({**orders, "hosts": described}).encode() + b"\n")
+        self.send(json.dumps({**orders, "hosts": described}).encode() + b"\n")
 
     def __enter__(self) -> Containers:
         return self

@@ -24,8 +24,8 @@ from orchestrator import state
 from orchestrator.errors import BadInput, OrchestrateError, StateError
 
 ACCOUNT = "123456789012"
-ROLE = "orchestrate-rehearsal"
-ROLE_ARN = f"arn:aws:iam::{ACCOUNT}:role/{ROLE}"
+ROLE_NAME = "orchestrate-rehearsal"
+ROLE = f"arn:aws:iam::{ACCOUNT}:role/{ROLE_NAME}"
 ACCESS_KEY = SECRET_KEY = "rehearsal"  # noqa: S105 - they open nothing
 IDLE_SECONDS = 1800
 START_SECONDS = 60.0  # a loaded machine's patience; it takes about one
@@ -50,8 +50,11 @@ def bucket_of(region: str) -> str:
 
 def role_arn(region: str) -> str:
     """The role that every rehearsal has, in the partition of *region*."""
-    part = "aws-cn" if region.startswith("cn-") else "aws-us-gov" if region.startswith("us-gov-") else "aws"
-    return f"arn:{part}:iam::{ACCOUNT}:role/{ROLE}"
+    return f"arn:{partition(region)}:iam::{ACCOUNT}:role/{ROLE_NAME}"
+
+
+def partition(region: str) -> str:
+    return "aws-cn" if region.startswith("cn-") else "aws-us-gov" if region.startswith("us-gov-") else "aws"
 
 
 def environment(url: str, region: str) -> dict[str, str]:
@@ -161,6 +164,15 @@ def call(url: str, method: str, what: str, value: object = None) -> Any:
         raise StateError(
             f"the rehearsal at {url} does not answer: {error}", hint="orchestrate rehearse-cloud"
         ) from error
+
+
+def provision(url: str, *, role: str, bucket: str, region: str) -> str:
+    """Make *role* and *bucket* be there, as they are in the user's own account, and answer where to call.
+
+    That is *url* for the rehearsal's own account, and below it for another: the role's ARN tells whose part it plays.
+    """
+    told = call(url, "POST", "provide", {"role": role, "bucket": bucket, "region": region})
+    return str(told["endpoint"])
 
 
 def status(folder: Path) -> dict[str, Any] | None:

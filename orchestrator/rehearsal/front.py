@@ -20,12 +20,14 @@ from urllib.parse import parse_qs
 from xml.sax.saxutils import escape
 
 from orchestrator.errors import OrchestrateError
+from orchestrator.rehearsal.account import MotoAccount
 from orchestrator.rehearsal.contract import Refused, over_quota
 from orchestrator.rehearsal.faults import Faults, FaultSpec
 from orchestrator.rehearsal.training_jobs import TrainingJobs
 
 JSON_TYPE = "application/x-amz-json-1.1"
 SCOPE = re.compile(r"Credential=[^/]*/\d{8}/([a-z0-9-]+)/([a-z0-9-]+)/aws4_request")
+OTHER_ACCOUNT = re.compile(r"/as/(\d{12})(?=/|$)")  # no bucket's name is so short
 BEFORE = {"throttle", "500-before", "expired", "denied", "quota"}
 # Of S3's calls, by method, whether a key is named, and the subresource in the query (the longest match wins).
 S3_OPERATIONS = {
@@ -73,13 +75,20 @@ class Call:
     service: str
     region: str
     operation: str
+    account: str
 
     @property
     def bucket(self) -> str:
         return str(self.environ["PATH_INFO"]).lstrip("/").partition("/")[0]
 
 
-def call_of(environ: dict[str, Any], body: bytes) -> Call:
+def call_of(environ: dict[str, Any], body: bytes, account: str) -> Call:
+    """One request taken apart. A path that begins with `/as/ACCOUNT` is that account's, and loses it."""
+    other = OTHER_ACCOUNT.match(environ["PATH_INFO"])
+    if other:
+        account = other.group(1)
+        for name in ("PATH_INFO", "REQUEST_URI", "RAW_URI"):
+            environ[name] = OTHER_ACCOUNT.sub("", environ[name], count=1) or "/"
     query = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True)
     signed = environ.get("HTTP_AUTHORIZATION", "") or f"Credential={query.get('X-Amz-Credential', [''])[0]}"
     scope = SCOPE.search(signed)
@@ -91,7 +100,7 @@ def call_of(environ: dict[str, Any], body: bytes) -> Call:
         operation = parse_qs(body.decode("utf-8", "replace")).get("Action", ["?"])[0]
     else:
         operation = _s3_operation(environ, set(query))
-    return Call(environ, body, service, region, operation)
+    return Call(environ, body, service, region, operation, account)
 
 
 def _s3_operation(environ: dict[str, Any], query: set[str]) -> str:
@@ -108,20 +117,18 @@ def _s3_operation(environ: dict[str, Any], query: set[str]) -> str:
 
 
 class Front:
-    """Takes each call of a client. *moto* is a WSGI application; *prepare* is told of each region before its first use."""
+    """Takes each call of a client. *moto* is a WSGI application; *account* is meant where the path names none."""
 
     def __init__(
         self,
         *,
-        jobs: TrainingJobs,
-        faults: Faults,
         account: str,
+        open_account: Callable[[str], tuple[MotoAccount, TrainingJobs]],
+        faults: Faults,
         moto: Callable[..., Iterable[bytes]],
-        prepare: Callable[[str], None],
-        owner_of: Callable[[str], str | None],
     ) -> None:
-        self.jobs, self.faults, self.account = jobs, faults, account
-        self._moto, self._prepare, self._owner_of = moto, prepare, owner_of
+        self.account, self.faults = account, faults
+        self._open_account, self._moto = open_account, moto
         self.calls: Counter[str] = Counter()
         self.last_call = time.monotonic()
         self.closing = threading.Event()
@@ -132,8 +139,8 @@ class Front:
         if "HTTP_ORIGIN" in environ:  # a page in somebody's browser; no AWS client sends it
             return Answer("403 Forbidden", (), b"not for browsers\n")
         self.last_call = time.monotonic()
-        call = call_of(environ, body)
-        self._prepare(call.region)
+        call = call_of(environ, body, self.account)
+        self._open_account(call.account)[0].prepare(call.region)
         if not faulty:
             return self._dispatch(call)
         with self._lock:
@@ -165,9 +172,9 @@ class Front:
         try:
             if call.service == "sagemaker" and call.environ.get("HTTP_X_AMZ_TARGET", "").startswith("SageMaker."):
                 params = _parsed(call.body)
-                if self.jobs.answers(call.operation, params):
-                    answer = self.jobs.call(call.operation, params, call.region)
-                    return _json("200 OK", answer)
+                jobs = self._open_account(call.account)[1]
+                if jobs.answers(call.operation, params):
+                    return _json("200 OK", jobs.call(call.operation, params, call.region))
             self._check_owners(call)
         except Refused as error:
             return refusal(call, error)
@@ -180,13 +187,13 @@ class Front:
         source = call.environ.get("HTTP_X_AMZ_COPY_SOURCE", "").lstrip("/").partition("/")[0]
         for header, bucket in (("EXPECTED", call.bucket), ("SOURCE_EXPECTED", source)):
             wanted = call.environ.get(f"HTTP_X_AMZ_{header}_BUCKET_OWNER")
-            owner = self._owner_of(bucket)
+            owner = self._open_account(call.account)[0].owner_of(bucket)
             if wanted is not None and owner is not None and wanted != owner:
                 raise Refused("AccessDenied", "Access Denied", 403)
 
     def _from_moto(self, call: Call) -> Answer:
         # Overrides whatever the client sent: moto would let it choose another account.
-        environ = {**call.environ, "HTTP_X_MOTO_ACCOUNT_ID": self.account, "wsgi.input": io.BytesIO(call.body)}
+        environ = {**call.environ, "HTTP_X_MOTO_ACCOUNT_ID": call.account, "wsgi.input": io.BytesIO(call.body)}
         started: list[Any] = []
 
         def start_response(status: str, headers: list[tuple[str, str]], _error: Any = None) -> Callable[[bytes], None]:
@@ -232,7 +239,7 @@ def _error(kind: str, call: Call) -> Refused:
             return Refused("AccessDenied", "Access Denied", 403)
         action = f"{call.service}:{call.operation}"
         said = f"is not authorized to perform: {action} because no identity-based policy allows the {action} action"
-        return Refused("AccessDeniedException", f"User: arn:aws:iam::123456789012:user/rehearsal {said}")
+        return Refused("AccessDeniedException", f"User: arn:aws:iam::{call.account}:user/rehearsal {said}")
     if kind == "quota":
         config = _parsed(call.body).get("ResourceConfig", {})
         wanted = config.get("InstanceCount", 1)

@@ -167,10 +167,15 @@ class Runner:
         kind = ""
         with hosts.plain_paths(machines) as roots, shipper, syncing(synced) as last_sweep:
             orders = self._container_orders(machines, roots)
-            with Containers(orders, endpoint_address(self._order.endpoint), machines[0].root.parent) as containers:
-                for host, output in zip(machines, containers.outputs, strict=True):
-                    shipper.follow(host.name, output)
-                kind = self._watch(containers, len(machines))
+            try:
+                with Containers(orders, endpoint_address(self._order.endpoint), machines[0].root.parent) as containers:
+                    for host, output in zip(machines, containers.outputs, strict=True):
+                        shipper.follow(host.name, output)
+                    kind = self._watch(containers, len(machines))
+            except NotRunning:
+                with contextlib.suppress(Failed):
+                    last_sweep()
+                raise
             with contextlib.suppress(*([Failed] if kind == "reclaimed" else [])):  # the next attempt has what there is
                 last_sweep()
         if kind == "failed":

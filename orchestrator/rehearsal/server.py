@@ -13,101 +13,23 @@ import socketserver
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from orchestrator.errors import BadInput, OrchestrateError, StateError
+from orchestrator.errors import BadInput, OrchestrateError, StateError, shown
 from orchestrator.rehearsal import control
-from orchestrator.rehearsal.contract import Quotas
+from orchestrator.rehearsal.account import MotoAccount
+from orchestrator.rehearsal.contract import ROLE, Quotas
 from orchestrator.rehearsal.faults import Faults
 from orchestrator.rehearsal.front import Answer, Front, complaint
-from orchestrator.rehearsal.job import Setting
+from orchestrator.rehearsal.job import Job, Setting
 from orchestrator.rehearsal.runner import Runner
-from orchestrator.rehearsal.training_jobs import TrainingJobs, partition
+from orchestrator.rehearsal.training_jobs import TrainingJobs
 
 END_SECONDS = 10.0  # what jobs get to save when the server ends
-TRUST = {
-    "Version": "2012-10-17",
-    "Statement": [
-        {"Effect": "Allow", "Principal": {"Service": "sagemaker.amazonaws.com"}, "Action": "sts:AssumeRole"},
-    ],
-}
-
-
-class MotoAccount:
-    """The account's other services, read where moto keeps them: a call over HTTP for each check would be its own load."""
-
-    def __init__(self, account: str) -> None:
-        from moto.backends import get_backend
-
-        self.account = account
-        self._backend: Any = get_backend
-        self._lock = threading.Lock()
-        self._prepared: set[str] = set()
-
-    def prepare(self, region: str) -> None:
-        """Make the bucket of *region*, and the role, where they are not there."""
-        with self._lock:
-            if region in self._prepared:
-                return
-            self._prepared.add(region)
-            part = partition(region)
-            iam = self._backend("iam")[self.account][part]
-            if not any(role.name == control.ROLE for role in iam.get_roles()):
-                iam.create_role(control.ROLE, json.dumps(TRUST), "/", None, "", [], None)
-            if self.bucket(control.bucket_of(region)) is None:
-                self._backend("s3")[self.account][part].create_bucket(control.bucket_of(region), region)
-
-    def forget(self) -> None:
-        with self._lock:
-            self._prepared.clear()
-
-    def bucket(self, name: str) -> Any:
-        """moto's bucket of this name, whoever owns it, or None."""
-        backends = self._backend("s3")
-        where = backends.bucket_accounts.get(name)
-        return None if where is None else backends[where[1]][where[0]].buckets.get(name)
-
-    def make_foreign_bucket(self, name: str, owner: str, region: str) -> None:
-        self._backend("s3")[owner][partition(region)].create_bucket(name, region)
-
-    def owner_of(self, name: str) -> str | None:
-        bucket = self.bucket(name)
-        return None if bucket is None else str(bucket.account_id)
-
-    def bucket_region(self, bucket: str) -> str | None:
-        found = self.bucket(bucket)
-        return None if found is None else str(found.region_name)
-
-    def has_objects(self, bucket: str, prefix: str) -> bool:
-        found = self.bucket(bucket)
-        return found is not None and any(key.startswith(prefix) for key in list(found.keys))
-
-    def trusts_sagemaker(self, role_arn: str) -> bool:
-        iam = self._backend("iam")[self.account][role_arn.split(":")[1]]
-        for role in iam.get_roles():
-            if role.arn == role_arn:
-                return _trusts(role.assume_role_policy_document)
-        return False
-
-    def log_events(self, region: str, group: str, prefix: str) -> Iterator[tuple[str, list[tuple[int, str]]]]:
-        found = self._backend("logs")[self.account][region].groups.get(group)
-        for name, stream in list(found.streams.items()) if found is not None else []:
-            if name.startswith(prefix):
-                yield name, [(event.timestamp, event.message) for event in list(stream.events)]
-
-
-def _trusts(document: str) -> bool:
-    statements = json.loads(document or "{}").get("Statement", [])
-    for statement in [statements] if isinstance(statements, dict) else statements:
-        principals = statement.get("Principal", {})
-        services = principals.get("Service", []) if isinstance(principals, dict) else []
-        names = [services] if isinstance(services, str) else services
-        if statement.get("Effect") == "Allow" and "sagemaker.amazonaws.com" in names:
-            return True
-    return False
 
 
 class _Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
@@ -194,7 +116,11 @@ def _handler() -> type:
                 body = self.rfile.read(int(environ.get("CONTENT_LENGTH") or 0))
             environ.pop("HTTP_TRANSFER_ENCODING", None)
             environ |= {"CONTENT_LENGTH": str(len(body)), "wsgi.input": io.BytesIO(body)}
-            answer = self.server.take(environ, body)  # type: ignore[attr-defined]
+            try:
+                answer = self.server.take(environ, body)  # type: ignore[attr-defined]
+            except Exception:  # a bug of ours or moto's: seen in the log, and an AWS that is out of order to the client
+                traceback.print_exc()
+                answer = Answer("500 Internal Server Error", (), b"")
             if answer is None:
                 self._reset()
             else:
@@ -256,6 +182,8 @@ class Rehearsal:
         self.faults = Faults(folder / "faults.jsonl", faults)
         self.quotas = Quotas(dict(quotas or {}))
         self._grace_seconds, self._runner = grace_seconds, runner
+        self._lock = threading.Lock()
+        self._accounts: dict[str, tuple[MotoAccount, TrainingJobs]] = {}
         self._servers: list[_Server] = []
         self._threads: list[threading.Thread] = []
         self.stop_asked = stop_asked or threading.Event()  # set where a client asks the server to end
@@ -264,32 +192,40 @@ class Rehearsal:
         """Raises StateError where the port cannot be had."""
         from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 
-        self._stores = MotoAccount(self.account)
         self._forget_everything()
-        setting = Setting(
-            account=self.account,
-            folder=self.folder / "jobs",
-            stores=self._stores,
-            faults=self.faults,
-            quotas=self.quotas,
-            endpoint=lambda: self.inner_url,
-            grace_seconds=self._grace_seconds,
-            level=self.level,
-            runner=self._runner,
-        )
-        self.jobs = TrainingJobs(setting)
-        self.front = Front(
-            jobs=self.jobs,
-            faults=self.faults,
-            account=self.account,
-            moto=DomainDispatcherApplication(create_backend_app),
-            prepare=self._stores.prepare,
-            owner_of=self._stores.owner_of,
-        )
+        moto = DomainDispatcherApplication(create_backend_app)
+        self.front = Front(account=self.account, open_account=self._open_account, faults=self.faults, moto=moto)
         handler = _handler()
         self._listen(self._address, handler, self._take)
         self._listen((self._address[0], 0), handler, self._take_inside)
         return self
+
+    def _open_account(self, account: str) -> tuple[MotoAccount, TrainingJobs]:
+        """An account of the rehearsal. It has one of its own, and takes the part of others for who names their role."""
+        with self._lock:
+            if account not in self._accounts:
+                stores = MotoAccount(account)
+                setting = Setting(
+                    account=account,
+                    folder=self.folder / "jobs" / account,
+                    stores=stores,
+                    faults=self.faults,
+                    quotas=self.quotas,
+                    endpoint=lambda: self._as_account(self.inner_url, account),
+                    grace_seconds=self._grace_seconds,
+                    level=self.level,
+                    runner=self._runner,
+                )
+                self._accounts[account] = stores, TrainingJobs(setting)
+            return self._accounts[account]
+
+    def _as_account(self, url: str, account: str) -> str:
+        return url if account == self.account else f"{url}/as/{account}"
+
+    def jobs(self) -> list[Job]:
+        with self._lock:
+            accounts = list(self._accounts.values())
+        return [job for _, jobs in accounts for job in jobs.jobs()]
 
     def _listen(self, address: tuple[str, int], handler: type, take: Callable[..., Answer | None]) -> None:
         try:
@@ -321,7 +257,11 @@ class Rehearsal:
         """End the jobs, which get *seconds* to save, and the server. The names of jobs that did not end by then."""
         if not self._servers:
             return []
-        late = self.jobs.stop_all(seconds)
+        running = [job for job in self.jobs() if not job.done.is_set()]
+        for job in running:
+            job.stop()
+        until = time.monotonic() + seconds
+        late = [job.name for job in running if not job.done.wait(max(0.0, until - time.monotonic()))]
         self.front.closing.set()
         self._close_servers()
         self._forget_everything()
@@ -340,7 +280,8 @@ class Rehearsal:
         from moto.moto_api._internal.models import moto_api_backend
 
         moto_api_backend.reset()
-        self._stores.forget()
+        with self._lock:
+            self._accounts.clear()
         shutil.rmtree(self.folder / "jobs", ignore_errors=True)
 
     def __enter__(self) -> Rehearsal:
@@ -351,17 +292,26 @@ class Rehearsal:
 
     def declare_foreign_bucket(self, name: str, owner: str = "999999999999", region: str = "us-east-1") -> None:
         """A bucket of another account that lets everybody in, as a squatter's would: only its owner gives it away."""
-        self._stores.make_foreign_bucket(name, owner, region)
+        self._open_account(owner)[0].provide(f"arn:aws:iam::{owner}:role/owner", name, region)
+
+    def provide(self, role: str, bucket: str, region: str) -> str:
+        """Make *role* (an ARN, of any account) and *bucket* be there; the URL where that account answers."""
+        parts = ROLE.fullmatch(role)
+        if parts is None:
+            raise BadInput(f"{shown(role)} is not the ARN of a role")
+        account = parts.group(2)
+        self._open_account(account)[0].provide(role, bucket, region)
+        return self._as_account(self.url, account)
 
     @property
     def idle_seconds(self) -> float:
         """Since the last call, while no job runs."""
-        if any(not job.done.is_set() for job in self.jobs.jobs()):
+        if any(not job.done.is_set() for job in self.jobs()):
             return 0.0
         return time.monotonic() - self.front.last_call
 
     def state(self) -> dict[str, Any]:
-        jobs = self.jobs.jobs()
+        jobs = self.jobs()
         levels = [job.level for job in jobs if job.level]
         return {
             "url": self.url,
@@ -372,6 +322,7 @@ class Rehearsal:
                 {
                     "name": job.name,
                     "arn": job.arn,
+                    "account": job.setting.account,
                     "region": job.region,
                     "status": job.status,
                     "secondary": job.secondary,
@@ -406,7 +357,9 @@ class Rehearsal:
         if (method, what) == ("DELETE", "faults"):
             self.faults.clear()
         elif (method, what) == ("POST", "faults"):
-            self.faults.arm(_texts(body))
+            self.faults.arm(_json_of(body, list))
+        elif (method, what) == ("POST", "provide"):
+            return {"endpoint": self.provide(**_json_of(body, dict))}
         elif (method, what) == ("POST", "stop"):
             self.stop_asked.set()
         else:
@@ -414,14 +367,16 @@ class Rehearsal:
         return {"faults": self.faults.texts()}
 
 
-def _texts(body: bytes) -> list[str]:
+def _json_of(body: bytes, kind: type) -> Any:
+    """A JSON list of texts, or an object of texts."""
     try:
-        texts = json.loads(body)
+        value = json.loads(body)
     except ValueError as error:
-        raise BadInput("faults are given as a JSON list of texts") from error
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise BadInput("faults are given as a JSON list of texts")
-    return texts
+        raise BadInput("the body is not JSON") from error
+    texts = value.values() if isinstance(value, dict) else value
+    if not isinstance(value, kind) or not all(isinstance(text, str) for text in texts):
+        raise BadInput(f"the body is no JSON {kind.__name__} of texts")
+    return value
 
 
 def _loopback(host: str) -> bool:

@@ -7,12 +7,12 @@ import binascii
 import datetime
 import shutil
 import threading
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from orchestrator.rehearsal import contract
 from orchestrator.rehearsal.contract import Refused, invalid
+from orchestrator.rehearsal.control import partition
 from orchestrator.rehearsal.job import Job, Setting
 
 PAGE = 10  # what ListTrainingJobs answers where nothing is asked for
@@ -50,14 +50,6 @@ class TrainingJobs:
     def jobs(self) -> list[Job]:
         with self._lock:
             return list(self._jobs.values())
-
-    def stop_all(self, seconds: float) -> list[str]:
-        """Stop every job that runs and wait at most *seconds*; the names of those that are not done then."""
-        running = [job for job in self.jobs() if not job.done.is_set()]
-        for job in running:
-            job.stop()
-        until = time.monotonic() + seconds
-        return [job.name for job in running if not job.done.wait(max(0.0, until - time.monotonic()))]
 
     def _create(self, params: Mapping[str, Any], region: str) -> dict[str, Any]:
         setting = self._setting
@@ -148,10 +140,6 @@ class TrainingJobs:
             for key in params["TagKeys"]:
                 tags.pop(key, None)
         return {}
-
-
-def partition(region: str) -> str:
-    return "aws-cn" if region.startswith("cn-") else "aws-us-gov" if region.startswith("us-gov-") else "aws"
 
 
 def _told(tags: Mapping[str, str]) -> dict[str, Any]:

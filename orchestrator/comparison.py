@@ -1,0 +1,70 @@
+"""What the same run would cost in both clouds: the machine that was named, then the cheapest of each kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from estimates import cost
+from orchestrator.plan import Plan
+from orchestrator.tables import Column, cell, console, duration, print_table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+_COST_COLUMNS = (
+    Column("cloud"),
+    Column("machine"),
+    Column("what", least=28, cut=True),
+    Column("region"),
+    Column("$/hour", right=True),
+    Column("this run", right=True),
+    Column("price of"),
+)
+
+
+def show_costs(plan: Plan, seconds: float | None, seconds_from: str, out: Console | None = None) -> None:
+    """What the same run would cost in both clouds: the machine that was named, then the cheapest of each kind."""
+    out = out or console()
+    rows = plan.cost_rows(seconds)
+    how_long = f"{duration(seconds)} ({seconds_from})" if seconds is not None else seconds_from
+    out.print("[bold]The same run in the cloud[/]")
+    out.print(cell(f"for {how_long}; how fast each machine would be is not predicted yet"))
+    own = plan.machine_row(seconds)
+    shown = [own] if own else []
+    shown += [row for row in cheapest_of_each_kind(rows) if own is None or row.machine != own.machine]
+    gone = print_table(
+        out, _COST_COLUMNS, [_cost_cells(row) for row in shown], ("price of", "region", "what", "cloud", "$/hour")
+    )
+    out.print(
+        f"{len(rows)} machines have a published price here (all with --json); of the others it is unknown."
+        " Machine time only: no storage, no transfer, no start-up."
+        + (f" Too narrow here to show: {', '.join(gone)}." if gone else "")
+    )
+
+
+def _cost_cells(row: cost.CostRow) -> list[Text]:
+    price = row.price
+    hourly = "unknown" if price is None else f"${price.usd_per_hour * row.count:,.4f}"
+    cost_text = cost.format_usd(row.usd) if row.hours is not None else "-"
+    machine = row.machine.name if row.count == 1 else f"{row.count} × {row.machine.name}"
+    dated = price.dated if price else "-"
+    words = (row.machine.cloud, machine, row.machine.label, row.region, hourly, cost_text, dated)
+    return [cell(text) for text in words]
+
+
+def cheapest_of_each_kind(rows: Iterable[cost.CostRow]) -> list[cost.CostRow]:
+    """The first row of every kind of accelerator in each cloud."""
+    kinds: dict[tuple[str, str | None], cost.CostRow] = {}
+    for row in rows:
+        kinds.setdefault((row.machine.cloud, row.machine.gpu), row)
+    return list(kinds.values())
+
+
+def costs_json(plan: Plan, seconds: float | None) -> list[dict[str, Any]]:
+    rows = list(plan.cost_rows(seconds))
+    own = plan.machine_row(seconds)
+    if own is not None and own.price is None:
+        rows.append(own)
+    return [dict(cost.as_json(row)) for row in rows]
