@@ -265,24 +265,20 @@ def until_the_end(launched: Launched, stream: TextIO) -> Run:
     run, started = launched.run, launched.started
     crashpoints.reached("watch started")
     printer = _printer(run, stream, to_its_end=True)
-    times = 0
+    times = answered = 0
     while True:
         try:
-            if times and run.backend == money.HERE:
-                _wait_for_end(run)
-            else:
-                try:
-                    _pass_on(run, printer, to_its_end=True)
-                finally:
-                    printer.close()
+            if answered < times:  # in here, so that the next Ctrl-C is not taken for the end of this command
+                interruption = started.interrupted(times)
+                answered = times
+                if interruption.leaves:
+                    started.let_go()
+                    raise Interrupted(interruption.message, hint=f"orchestrate cancel {run.id}")
+                print(f"\n{interruption.message}", file=sys.stderr, flush=True)
+            _follow(run, printer, silent=times > 0 and run.backend == money.HERE)
             break
         except KeyboardInterrupt:
             times += 1
-        interruption = started.interrupted(times)
-        if interruption.leaves:
-            started.let_go()
-            raise Interrupted(interruption.message, hint=f"orchestrate cancel {run.id}")
-        print(f"\n{interruption.message}", file=sys.stderr)
     started.close()
     crashpoints.reached("end seen")
     ended = finding.find(run.id)
@@ -292,6 +288,16 @@ def until_the_end(launched: Launched, stream: TextIO) -> Run:
             hint=render.next_steps(ended).removeprefix("next: "),
         )
     return ended
+
+
+def _follow(run: Run, printer: Printer, *, silent: bool) -> None:
+    if silent:
+        _wait_for_end(run)
+        return
+    try:
+        _pass_on(run, printer, to_its_end=True)
+    finally:
+        printer.close()
 
 
 def _asked_to_stop(run: Run) -> bool:

@@ -33,7 +33,10 @@ CREATE TABLE metrics (
 );
 PRAGMA user_version = 1;
 """
-FIRST_COLUMNS = "id, name, backend, state, script, script_key, created_at, spec, plan, run_dir, request, started_at, ended_at, actual_usd"
+FIRST_COLUMNS = (
+    "id, name, backend, state, script, script_key, created_at, spec, plan, run_dir, request, started_at, ended_at,"
+    " actual_usd"
+)
 RUNS = 40
 
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import termios
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from estimates import catalog, cost
-from orchestrator import render, watch
+from orchestrator import backends, comparison, render, watch
 from orchestrator.backends import Artifact
 from orchestrator.runs import Event, Run
 from orchestrator.watch import Printer
@@ -180,11 +181,11 @@ def test_control_codes_in_names_reach_no_terminal(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("columns", [36, 40, 50, 60, 70, 80, 100, 130, 200])
 def test_the_costs_break_no_name_and_no_price_on_any_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     screen = a_screen(monkeypatch, columns)
-    render.show_costs(CostsOnly(), 7200.0, "as long as it took here")  # type: ignore[arg-type]
+    comparison.show_costs(CostsOnly(), 7200.0, "as long as it took here")  # type: ignore[arg-type]
     lines = screen.text.splitlines()
     assert max(map(len, lines)) <= columns
     (head,) = (number for number, line in enumerate(lines) if line.startswith(("cloud  ", "machine  ")))
-    rows = render.cheapest_of_each_kind(cost.rows(7200.0))
+    rows = comparison.cheapest_of_each_kind(cost.rows(7200.0))
     for row, line in zip([CostsOnly().machine_row(7200.0), *rows], lines[head + 1 :], strict=False):
         assert row.machine.name in line.split()
         assert cost.format_usd(row.usd) in line.split()
@@ -228,6 +229,160 @@ def test_a_pipe_gets_every_column_in_whole_lines(monkeypatch: pytest.MonkeyPatch
     place = "/state/" + "y" * 300
     render.show_artifacts(a_run(), [Artifact("model/m", 1, place)])
     assert f"1 bytes  model/m  {place}\n" in pipe.getvalue()
+
+
+CLOUD: dict[str, Any] = {
+    "backend": "sagemaker",
+    "remote_id": "orc-train-0123456789",
+    "remote_status": "Completed",
+    "region": "eu-west-1",
+    "billable_seconds": 31,
+    "actual_usd": "0.032938",
+    "estimated_usd": "0.0367",
+    "plan": {
+        "machine": {"name": "ml.p3.2xlarge"},
+        "source_dir": "/p",
+        "count": 1,
+        "price": {"usd_per_hour": "3.825", "as_of": "2026-11-01", "source": "x", "region": "eu-west-1"},
+    },
+}
+UNPRICED = {**CLOUD["plan"], "price": None}
+RUNNING = {
+    "state": "running",
+    "ended_at": None,
+    "billable_seconds": None,
+    "actual_usd": None,
+    "remote_status": "Training",
+}
+REHEARSED = {"rehearsed": True, "actual_usd": "0", "endpoint": "http://127.0.0.1:4711"}
+
+
+def status_of(monkeypatch: pytest.MonkeyPatch, **values: Any) -> dict[str, str]:
+    """What `status` says of such a run, by name."""
+    screen = a_screen(monkeypatch, 200)
+    run = a_run(**{**CLOUD, **values})
+    render.show_status(run, [], {}, None, "orchestrate login" if run.state == "failed" else None)
+    rows = (re.split(r"  +", line.rstrip(), maxsplit=1) for line in screen.text.splitlines())
+    return {row[0]: row[1] if len(row) > 1 else "" for row in rows}
+
+
+def test_the_status_of_a_cloud_run_has_the_clouds_own_word_its_place_and_its_bill(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown = status_of(monkeypatch)
+    assert shown["in the cloud"] == "Completed"
+    assert shown["training job"] == "orc-train-0123456789"
+    assert shown["machine"] == "ml.p3.2xlarge"
+    assert shown["region"] == "eu-west-1"
+    assert shown["took"] == "5 min 00 s"
+    assert shown["cost"] == "$0.0330 (31 billable s × 1 × $3.825/h; estimated $0.0367)"
+    assert "rehearsed" not in shown
+
+
+def test_two_machines_cost_twice_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = status_of(monkeypatch, plan={**CLOUD["plan"], "count": 2}, actual_usd=None)
+    assert shown["machine"] == "2 × ml.p3.2xlarge"
+    assert shown["cost"] == "$0.0659 (31 billable s × 2 × $3.825/h; estimated $0.0367)"
+
+
+@pytest.mark.parametrize(
+    ("values", "cost_words"),
+    [
+        (REHEARSED, "$0 (rehearsed: 31 billable s × 1 × $3.825/h would have been $0.0330)"),
+        ({**REHEARSED, "plan": UNPRICED}, "$0 (rehearsed)"),
+        ({"plan": UNPRICED, "actual_usd": None}, "unknown (no price of this machine is known; estimated $0.0367)"),
+        ({"plan": UNPRICED, **RUNNING}, "unknown (no price of this machine is known; estimated $0.0367)"),
+        ({"billable_seconds": None, "actual_usd": None}, "~$0.3188 (300 s × 1 × $3.825/h; estimated $0.0367)"),
+        (
+            {
+                "state": "failed",
+                "billable_seconds": None,
+                "actual_usd": None,
+                "started_at": None,
+                "estimated_usd": None,
+            },
+            "- (estimated -)",
+        ),
+        ({**RUNNING, "started_at": None}, "- (estimated $0.0367)"),
+        (
+            {**RUNNING, "started_at": "2999-01-01T00:00:00+00:00"},
+            "~$0.00 so far (0 s × 1 × $3.825/h; estimated $0.0367)",
+        ),
+        ({"backend": "local", "actual_usd": "0", "estimated_usd": "0"}, "$0.00 (estimated $0.00)"),
+    ],
+)
+def test_a_cost_says_what_it_is_made_of_and_what_is_unknown_is_never_nothing(
+    monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], cost_words: str
+) -> None:
+    assert status_of(monkeypatch, **values)["cost"] == cost_words
+
+
+def test_a_failure_whose_remedy_is_known_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "try: orchestrate login" in status_of(monkeypatch, state="failed", reason="ExpiredToken")
+
+
+def test_a_rehearsal_is_marked_wherever_it_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert status_of(monkeypatch, **REHEARSED)["rehearsed"] == "on this machine, at http://127.0.0.1:4711"
+    screen = a_screen(monkeypatch, 200)
+    render.show_runs([a_run(**{**CLOUD, **REHEARSED})], {})
+    assert "  sagemaker, rehearsed  " in screen.text
+    assert "  $0 (rehearsed)" in screen.text
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({}, "$0.0330"),
+        ({"plan": UNPRICED, "actual_usd": None}, "unknown"),
+        ({"plan": UNPRICED, **RUNNING}, "unknown"),
+        ({**RUNNING, "started_at": None}, "-"),
+    ],
+)
+def test_the_list_has_what_a_cloud_run_cost(
+    monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], words: str
+) -> None:
+    screen = a_screen(monkeypatch, 200)
+    render.show_runs([a_run(**{**CLOUD, **values})], {})
+    assert screen.text.splitlines()[1].split("  ")[-1].strip() == words or f"  {words}  " in screen.text
+
+
+def test_the_list_has_what_a_running_cloud_run_has_cost_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    began = datetime.now(UTC) - timedelta(hours=2, seconds=30)
+    screen = a_screen(monkeypatch, 200)
+    render.show_runs([a_run(**{**CLOUD, **RUNNING, "started_at": began.isoformat()})], {})
+    assert re.search(r"  ~\$7\.\d\d so far", screen.text)
+
+
+def test_one_run_as_data_has_what_a_cloud_told_of_it() -> None:
+    data = json.loads(json.dumps(render.run_json(a_run(**{**CLOUD, **REHEARSED, "launch_key": "k"}), {})))
+    assert (data["remote_id"], data["remote_status"], data["region"]) == (
+        "orc-train-0123456789",
+        "Completed",
+        "eu-west-1",
+    )
+    assert (data["billable_seconds"], data["actual_usd"], data["estimated_usd"]) == (31, "0", "0.0367")
+    assert (data["rehearsed"], data["endpoint"], data["launch_key"]) == (True, "http://127.0.0.1:4711", "k")
+
+
+def test_the_receipt_of_a_cloud_run_has_its_bill_and_where_its_files_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Cloud:
+        def artifacts(self, run: Run) -> list[Artifact]:
+            root = "s3://bucket/orchestrate/runs/job/"
+            return [
+                Artifact(path, 1000, root + path) for path in ("output/model.tar.gz", "output/output.tar.gz", "top")
+            ]
+
+    monkeypatch.setattr(backends, "load", lambda name: Cloud())
+    screen = a_screen(monkeypatch, 250)
+    render.show_receipt(CostsOnly(), a_run(**CLOUD), {})  # type: ignore[arg-type]
+    assert "succeeded in 5 min 00 s, cost $0.0330 (31 billable s × 1 × $3.825/h; estimated $0.0367)\n" in screen.text
+    assert "  output: 2 files, 2.0 kB  s3://bucket/orchestrate/runs/job/output\n" in screen.text
+    assert "  top: 1 file, 1.0 kB  s3://bucket/orchestrate/runs/job/top\n" in screen.text
+    assert "for 31.0 s (as long as it took in the cloud)" in screen.text
+    screen.truncate(0)
+    render.show_receipt(None, a_run(**CLOUD), {})
+    assert "The same run in the cloud" not in screen.text
+    assert "orchestrate status r-0123456789" in screen.text
 
 
 @pytest.fixture

@@ -105,6 +105,105 @@ def test_earlier_seconds_come_from_the_same_script_with_the_same_arguments(path:
         assert ledger.earlier_seconds("/other.py", {"arguments": ["--epochs", "3"]}) is None
 
 
+def test_earlier_seconds_of_a_rehearsal_and_of_another_backend_count_for_their_own_kind(path: Path) -> None:
+    def finished(run_id: str, seconds: int, **changes: object) -> None:
+        ledger.insert(a_run(run_id, **changes))
+        ledger.move(run_id, RunState.RUNNING, started_at="2026-01-01T00:00:00+00:00")
+        ledger.move(run_id, RunState.SUCCEEDED, ended_at=f"2026-01-01T00:00:{seconds}+00:00")
+
+    sagemaker = {"arguments": [], "backend": "sagemaker", "instance": "ml.m5.xlarge"}
+    with Ledger.open(path) as ledger:
+        finished("r-1", 11, spec={"arguments": [], "backend": "local"})
+        finished("r-2", 22, backend="sagemaker", spec=sagemaker)
+        finished("r-3", 33, backend="sagemaker", spec=sagemaker, rehearsed=True)
+        finished("r-4", 44, backend="sagemaker", spec={**sagemaker, "instance": "ml.g5.2xlarge"})
+        assert ledger.earlier_seconds("shipped:mlp", {"arguments": []}) == 11.0
+        assert ledger.earlier_seconds("shipped:mlp", {"arguments": [], "backend": "local"}) == 11.0
+        assert ledger.earlier_seconds("shipped:mlp", sagemaker) == 22.0
+        assert ledger.earlier_seconds("shipped:mlp", sagemaker, rehearsed=True) == 33.0
+        assert ledger.earlier_seconds("shipped:mlp", {"arguments": []}, rehearsed=True) is None
+
+
+def test_the_same_launch_is_found_until_it_has_ended_and_somebody_was_told(path: Path) -> None:
+    with Ledger.open(path) as ledger:
+        assert ledger.same(["k"]) is None
+        for number, end in enumerate((RunState.SUCCEEDED, RunState.FAILED, RunState.STOPPED)):
+            run_id, key = f"r-{number}", f"k{number}"
+            ledger.insert(a_run(run_id, launch_key=key))
+            for state in (RunState.UPLOADED, RunState.STARTING, RunState.ACCEPTED, RunState.RUNNING, end):
+                ledger.move(run_id, state)
+                found = ledger.same(["another", key])
+                assert found is not None
+                assert (found.id, found.state) == (run_id, state)
+            assert ledger.same(["another"]) is None
+            ledger.mark_told(run_id)
+            assert ledger.get(run_id).told is True
+            assert ledger.same([key]) is None
+        assert ledger.same([]) is None
+
+
+def test_a_run_whose_launch_was_told_stands_for_the_same_as_long_as_it_runs(path: Path) -> None:
+    with Ledger.open(path) as ledger:
+        ledger.insert(a_run("r-1", launch_key="k"))
+        ledger.mark_told("r-1")
+        assert ledger.same(["k"]) is not None
+        ledger.move("r-1", RunState.SUCCEEDED)
+        assert ledger.same(["k"]) is None
+
+
+def test_a_run_that_never_began_stands_for_nothing_and_the_newest_goes_first(path: Path) -> None:
+    with Ledger.open(path) as ledger:
+        for run_id in ("r-1", "r-2", "r-3"):
+            ledger.insert(a_run(run_id, launch_key="k"))
+        ledger.move("r-3", RunState.ABANDONED)
+        found = ledger.same({"k"})
+        assert found is not None
+        assert found.id == "r-2"
+
+
+def test_the_state_that_a_run_has_already_is_no_event_unless_there_is_something_to_say(path: Path) -> None:
+    with Ledger.open(path) as ledger:
+        ledger.insert(a_run("r-1"))
+        for note in (None, None, "reclaimed; it begins again", None):
+            assert ledger.move("r-1", RunState.ACCEPTED, note=note, remote_status=f"status {note}")
+        assert [(event.state, event.note) for event in ledger.events("r-1")] == [
+            ("created", None),
+            ("accepted", None),
+            ("accepted", "reclaimed; it begins again"),
+        ]
+        assert ledger.get("r-1").remote_status == "status None"
+
+
+def test_a_run_that_is_reclaimed_and_runs_again_has_started_when_it_first_ran(path: Path) -> None:
+    began = "2026-01-01T00:00:00+00:00"
+    with Ledger.open(path) as ledger:
+        ledger.insert(a_run("r-1"))
+        ledger.move("r-1", RunState.RUNNING, started_at=began)
+        ledger.move("r-1", RunState.ACCEPTED)
+        ledger.move("r-1", RunState.RUNNING)
+        assert ledger.get("r-1").started_at == began
+
+
+def test_what_a_run_cost_can_be_learned_after_its_end_but_its_state_stays(path: Path) -> None:
+    with Ledger.open(path) as ledger:
+        ledger.insert(a_run("r-1"))
+        ledger.move("r-1", RunState.FAILED, note="no")
+        ledger.set("r-1", billable_seconds=31, actual_usd="0.0329", remote_status="Failed")
+        run = ledger.get("r-1")
+        assert (run.state, run.billable_seconds, run.actual_usd, run.remote_status) == (
+            "failed",
+            31,
+            "0.0329",
+            "Failed",
+        )
+        assert len(ledger.events("r-1")) == 2
+        for changes in ({"state": "succeeded"}, {"id": "r-2"}, {"name = 'x' --": "y"}):
+            with pytest.raises(ValueError, match=r"state|column"):
+                ledger.set("r-1", **changes)
+        ledger.set("r-1")
+        assert ledger.get("r-1") == run
+
+
 def test_news_is_told_once(path: Path) -> None:
     with Ledger.open(path) as ledger:
         ledger.insert(a_run("r-1"))

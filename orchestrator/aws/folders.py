@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -148,6 +147,11 @@ class _Walk:
             except OSError as error:
                 self.problems.append(_unreadable(self.folder, here, error))
                 continue
+            self.entries += len(names)
+            if self.entries > MOST_FILES:
+                what = f"{shown(self.folder)} holds over {MOST_FILES:,} files and folders"
+                self.problems.append(BadInput(what, hint="pack them into fewer, larger files"))
+                return
             for name in names:
                 inside = f"{here}/{name}" if here else name
                 try:
@@ -164,11 +168,6 @@ class _Walk:
 
     def judge(self, path: str, above: frozenset[tuple[int, int]]) -> frozenset[tuple[int, int]] | None:
         """Take the file at *path*, or return what is above the entries of the folder that it is. Raises BadInput."""
-        self.entries += 1
-        if self.entries > MOST_FILES:
-            raise_all(
-                [BadInput(f"{self.folder} holds over {MOST_FILES:,} files and folders", hint="pack it into a few")]
-            )
         _check_name(self.folder, path)
         full = self.folder / path
         if full.is_symlink():
@@ -204,8 +203,7 @@ def _walk(folder: Path) -> list[_Met]:
     if not stat.S_ISDIR(status.st_mode):
         raise BadInput(f"{shown(folder)} is not a folder", hint="--data NAME=FOLDER, with the folder that holds it")
     walk = _Walk(folder, real)
-    with contextlib.suppress(StopIteration):
-        walk.enter("", frozenset({(status.st_dev, status.st_ino)}))
+    walk.enter("", frozenset({(status.st_dev, status.st_ino)}))
     raise_all(walk.problems)
     if not walk.found:
         raise BadInput(f"{shown(folder)} holds no file", hint="--data NAME=FOLDER with one that holds data")

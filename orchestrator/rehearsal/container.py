@@ -187,10 +187,11 @@ def keep(host: Host, orders: Orders, problem: int) -> int:
         become_container(host, orders, problem, keeper)
     os.close(problem)
     signal.signal(signal.SIGTERM, lambda *_: send_stop(first, isolated))
-    signal.signal(signal.SIGUSR1, lambda *_: os.kill(first, signal.SIGKILL))
+    signal.signal(signal.SIGUSR1, lambda *_: send_kill(first))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM, signal.SIGUSR1])
-    os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)  # not reaped while a handler may yet signal that number
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR1])
+    if hasattr(os, "waitid"):  # which macOS has from Python 3.13 on
+        os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)  # not reaped while a handler may yet signal that number
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR1])
     code = shell_code(os.waitstatus_to_exitcode(os.waitpid(first, 0)[1]))
     if not isolated:
         kill_rest(first)
@@ -210,6 +211,11 @@ def send_stop(first: int, isolated: bool) -> None:
             if not caught & 1 << (signal.SIGTERM - 1):
                 return
         os.kill(first, signal.SIGTERM)
+
+
+def send_kill(first: int) -> None:
+    with contextlib.suppress(OSError):
+        os.kill(first, signal.SIGKILL)
 
 
 def kill_rest(group: int) -> None:

@@ -132,14 +132,11 @@ class _Armed:
     def spent(self) -> bool:
         return self.spec.count is not None and self.fired >= self.spec.count
 
-    def fires(self) -> bool:
+    def see(self) -> bool:
+        """Look at one more call: whether this fault falls on it. The dice are thrown each time, so a seed says it all."""
         self.seen += 1
-        if self.spent or (not self.spec.of_job and self.seen <= self.spec.after):
-            return False
-        if self.spec.rate is not None and self.dice.random() >= self.spec.rate:
-            return False
-        self.fired += 1
-        return True
+        lucky = self.spec.rate is None or self.dice.random() < self.spec.rate
+        return lucky and not self.spent and (self.spec.of_job or self.seen > self.spec.after)
 
 
 class Faults:
@@ -174,11 +171,12 @@ class Faults:
 
     def _first(self, subject: str, matches: Matches) -> FaultSpec | None:
         with self._lock:
-            for armed in self._armed:
-                if matches(armed.spec) and armed.fires():
-                    self._write(armed, subject)
-                    return armed.spec
-        return None
+            due = [armed for armed in self._armed if matches(armed.spec) and armed.see()]
+            if not due:
+                return None
+            due[0].fired += 1
+            self._write(due[0], subject)
+            return due[0].spec
 
     def _write(self, armed: _Armed, subject: str) -> None:
         spec = armed.spec

@@ -28,7 +28,19 @@ from orchestrator.rehearsal.training_jobs import TrainingJobs
 JSON_TYPE = "application/x-amz-json-1.1"
 SCOPE = re.compile(r"Credential=[^/]*/\d{8}/([a-z0-9-]+)/([a-z0-9-]+)/aws4_request")
 OTHER_ACCOUNT = re.compile(r"/as/(\d{12})(?=/|$)")  # no bucket's name is so short
-BEFORE = {"throttle", "500-before", "expired", "denied", "quota"}
+# Code and HTTP status by kind of fault: of S3, of JSON services, of query services.
+CODES = {
+    "throttle": (("SlowDown", 503), ("ThrottlingException", 400), ("Throttling", 400)),
+    "500": (("InternalError", 500), ("InternalFailure", 500), ("InternalFailure", 500)),
+    "expired": (("ExpiredToken", 400), ("ExpiredTokenException", 400), ("ExpiredToken", 403)),
+    "denied": (("AccessDenied", 403), ("AccessDeniedException", 400), ("AccessDenied", 403)),
+}
+WORDS = {
+    "throttle": "Rate exceeded",
+    "500": "We encountered an internal error. Please try again.",
+    "expired": "The security token included in the request is expired",
+    "denied": "Access Denied",
+}
 # Of S3's calls, by method, whether a key is named, and the subresource in the query (the longest match wins).
 S3_OPERATIONS = {
     ("HEAD", False, ""): "HeadBucket",
@@ -152,8 +164,8 @@ class Front:
 
     def _with_fault(self, fault: FaultSpec, call: Call) -> Answer | None:
         kind = fault.kind
-        if kind in BEFORE:
-            return refusal(call, _error(kind, call))
+        if kind in CODES or kind in ("500-before", "quota"):
+            return refusal(call, _error(kind.removesuffix("-before"), call))
         if kind == "reset-before":
             return DROPPED
         if kind in ("hang-before", "slow"):
@@ -161,7 +173,7 @@ class Front:
             return DROPPED if kind == "hang-before" else self._dispatch(call)
         answer = self._dispatch(call)
         if kind == "500-after":
-            return refusal(call, _error("500-before", call))
+            return refusal(call, _error("500", call))
         if kind == "truncated":
             return replace(answer, cut=len(answer.body) // 2)
         if kind == "hang-after":
@@ -219,34 +231,18 @@ def _parsed(body: bytes) -> dict[str, Any]:
 
 
 def _error(kind: str, call: Call) -> Refused:
-    """What AWS answers for a fault of *kind*, by service."""
-    s3 = call.service == "s3"
-    if kind == "throttle":
-        if s3:
-            return Refused("SlowDown", "Please reduce your request rate.", 503)
-        return Refused("ThrottlingException", "Rate exceeded")
-    if kind == "expired":
-        if s3:
-            return Refused("ExpiredToken", "The provided token has expired.")
-        said = "The security token included in the request is expired"
-        return Refused(
-            "ExpiredToken" if call.service in ("sts", "iam") else "ExpiredTokenException",
-            said,
-            403 if call.service in ("sts", "iam") else 400,
-        )
-    if kind == "denied":
-        if s3:
-            return Refused("AccessDenied", "Access Denied", 403)
-        action = f"{call.service}:{call.operation}"
-        said = f"is not authorized to perform: {action} because no identity-based policy allows the {action} action"
-        return Refused("AccessDeniedException", f"User: arn:aws:iam::{call.account}:user/rehearsal {said}")
+    """What AWS answers for a fault of *kind*: S3, the services that speak JSON, and those of queries (STS, IAM) differ."""
+    style = 0 if call.service == "s3" else 1 if "HTTP_X_AMZ_TARGET" in call.environ else 2
     if kind == "quota":
         config = _parsed(call.body).get("ResourceConfig", {})
-        wanted = config.get("InstanceCount", 1)
-        return over_quota(config.get("InstanceType", "ml.m5.large"), 0, 0, wanted)
-    return Refused(
-        "InternalError" if s3 else "InternalFailure", "We encountered an internal error. Please try again.", 500
-    )
+        return over_quota(config.get("InstanceType", "ml.m5.large"), 0, 0, config.get("InstanceCount", 1))
+    code, status = CODES[kind][style]
+    message = WORDS[kind]
+    if kind == "denied" and call.service != "s3":
+        action = f"{call.service}:{call.operation}"
+        why = f"because no identity-based policy allows the {action} action"
+        message = f"User: arn:aws:iam::{call.account}:user/rehearsal is not authorized to perform: {action} {why}"
+    return Refused(code, message, status)
 
 
 def refusal(call: Call, error: Refused) -> Answer:

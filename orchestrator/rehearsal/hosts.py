@@ -15,7 +15,7 @@ import site
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -161,18 +161,28 @@ def container_environment(
     return environment
 
 
+def present(folders: Iterable[Path]) -> list[str]:
+    """Those of *folders* that are there, and may be looked into."""
+    found = []
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            found += [str(folder)] * folder.is_dir()
+    return found
+
+
 def user_base() -> str | None:
     """The folder of the caller's own packages (pip install --user), where this Python looks into it."""
-    return site.getuserbase() if site.ENABLE_USER_SITE and Path(site.getusersitepackages()).is_dir() else None
+    return site.getuserbase() if site.ENABLE_USER_SITE and present([Path(site.getusersitepackages())]) else None
 
 
 def protected_folders() -> list[str]:
     """What a pip install in a container would change on this machine."""
-    return [path for path in (sys.prefix, user_base()) if path and Path(path).is_dir()]
+    return present(Path(path) for path in (sys.prefix, user_base()) if path)
 
 
 def hidden_folders() -> list[str]:
-    return [str(path) for name in SECRET_FOLDERS if (path := Path.home() / name).is_dir()]
+    """Where keys of the caller lie that no cloud's container has."""
+    return present(Path.home() / name for name in SECRET_FOLDERS)
 
 
 def command(request: Request, root: Path | None) -> list[str]:
@@ -309,8 +319,9 @@ class Synced:
     What the host deletes is deleted in S3 too, as SageMaker's documentation has it; what another host put there stays.
     """
 
-    def __init__(self, s3: Any, folder: Path, uri: str) -> None:
-        self._s3, self._folder = s3, folder
+    def __init__(self, s3: Any, folder: Path, uri: str, *, growing: bool = False) -> None:
+        """*growing*: its files are appended to, so none is waited for until it stops changing."""
+        self._s3, self._folder, self._growing = s3, folder, growing
         self._bucket, prefix = split_uri(uri)
         self._prefix = prefix.rstrip("/") + "/" if prefix else ""
         self._stored: dict[str, tuple[int, int]] = {}
@@ -330,7 +341,8 @@ class Synced:
         """
         seen = self._seen()
         for name, mark in seen.items():
-            if self._stored.get(name) == mark or not (last or self._before.get(name) == mark):
+            settled = last or self._growing or self._before.get(name) == mark
+            if self._stored.get(name) == mark or not settled:
                 continue
             with contextlib.suppress(FileNotFoundError), s3_errors_but_missing("Checkpoint upload"):
                 upload(self._s3, self._folder / name, self._bucket, self._prefix + name)
@@ -396,9 +408,14 @@ def upload_results(s3: Any, hosts: list[Host], request: Request, scratch: Path) 
                 archive = scratch / f"{name}.tar.gz"
                 with tarfile.open(archive, "w:gz", compresslevel=1) as tar:
                     for place, path in found.items():
-                        tar.add(path, place, recursive=False)
+                        tar.add(path, place, recursive=False, filter=by_root)
                 upload(s3, archive, bucket, f"{key}/{archive.name}", extra)
                 archive.unlink()
+
+
+def by_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    """As a container leaves it, whoever rehearses."""
+    return member.replace(uid=0, gid=0, uname="root", gname="root")
 
 
 def failure_reason(host: Host, code: int) -> str:

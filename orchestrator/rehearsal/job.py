@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import ceil
@@ -215,8 +216,8 @@ class Job:
         try:
             self._conclude(self._attempts())
         except Exception as error:  # a bug of the rehearsal must not leave a job that never ends
+            traceback.print_exc()
             self._end("Failed", "Failed", f"InternalServerError: {type(error).__name__}: {error}")
-            raise
         finally:
             self.done.set()
 
@@ -388,7 +389,7 @@ class Job:
         if clock.started is not None and clock.ended is not None:
             times["TrainingEndTime"] = clock.ended
             times["TrainingTimeInSeconds"] = max(1, ceil(clock.ended - clock.started))
-            times["BillableTimeInSeconds"] = max(1, ceil(clock.ran))
+            times["BillableTimeInSeconds"] = min(max(1, ceil(clock.ran)), times["TrainingTimeInSeconds"])
         return times
 
     def warm_pool(self) -> dict[str, Any] | None:

@@ -113,6 +113,8 @@ class Runner:
             kind, reason = "failed", str(failed)
         except NotRunning as problem:
             kind, reason = "failed", f"InternalServerError: {problem}"
+        except OSError as error:  # a full disk
+            kind, reason = "failed", f"InternalServerError: {error}"
         codes = tuple(code for _, code in sorted(self._codes.items()))
         return Ending(kind, codes, reason, time.monotonic() - begun, self._level)
 
@@ -128,6 +130,8 @@ class Runner:
         self._level = order.level or level_for(order.folder)
         # Outside of a mount namespace nothing resolves algo-1: an address is a host's name there.
         apart = self._level == FOLDER and len(machines) > 1
+        if apart and sys.platform != "linux":
+            raise Failed("InternalServerError: only Linux has an address for each host of a rehearsal: use one host")
         hosts.lay_out(machines, request, {host.name: host.address if apart else host.name for host in machines})
         try:
             self._listener.state("Downloading", "Downloading input data")
@@ -158,7 +162,7 @@ class Runner:
                 )
                 place.mkdir(parents=True, exist_ok=True)
                 uri = f"{board['S3OutputPath'].rstrip('/')}/{self._order.name}/tensorboard-output"
-                found.append(Synced(s3, place, uri))
+                found.append(Synced(s3, place, uri, growing=True))
         return found
 
     def _train(self, machines: list[Host], synced: list[Synced], logs: Any) -> tuple[str, str | None]:
@@ -309,8 +313,9 @@ class LogShipper:
 
     def __init__(self, client: Any, job: str) -> None:
         self._client, self._job = client, job
-        self._waiting: dict[str, deque[tuple[int, str]]] = {}  # by stream: (ms since the epoch, line)
-        self._made: set[str] = set()
+        self._waiting: dict[str, deque[tuple[int, str]]] = {}  # by host: (ms since the epoch, line)
+        self._hosts: dict[str, int] = {}  # the seconds since the epoch in its stream's name
+        self._streams: dict[str, str] = {}
         self._changed = threading.Condition()
         self._readers: list[threading.Thread] = []
         self._ended = threading.Event()
@@ -328,13 +333,12 @@ class LogShipper:
 
     def follow(self, host: str, output: int) -> None:
         """Read the descriptor *output* to its end, and close it."""
-        stream = f"{self._job}/{host}-{int(time.time())}"
-        self._waiting[stream] = deque()
-        reader = threading.Thread(target=self._read, args=(output, stream), daemon=True)
+        self._waiting[host], self._hosts[host] = deque(), int(time.time())
+        reader = threading.Thread(target=self._read, args=(output, host), daemon=True)
         reader.start()
         self._readers.append(reader)
 
-    def _read(self, output: int, stream: str) -> None:
+    def _read(self, output: int, host: str) -> None:
         rest = b""
         with open(output, "rb", buffering=0) as source:
             while data := source.read(1 << 16):
@@ -343,11 +347,11 @@ class LogShipper:
                     whole = cut(rest, EVENT_BYTES - EVENT_OVERHEAD_BYTES)
                     lines.append(rest[:whole])
                     rest = rest[whole:]
-                self._add(stream, lines)
-        self._add(stream, [rest])
+                self._add(host, lines)
+        self._add(host, [rest])
 
-    def _add(self, stream: str, lines: list[bytes]) -> None:
-        waiting = self._waiting[stream]
+    def _add(self, host: str, lines: list[bytes]) -> None:
+        waiting = self._waiting[host]
         with self._changed:
             now = int(time.time() * 1000)
             if waiting:
@@ -370,8 +374,8 @@ class LogShipper:
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
-            for stream, waiting in list(self._waiting.items()):
-                self._make(stream)
+            for host, waiting in list(self._waiting.items()):
+                stream = self._make(host)
                 while batch := self._batch(waiting):
                     events = [{"timestamp": when, "message": text} for when, text in batch]
                     self._client.put_log_events(logGroupName=LOG_GROUP, logStreamName=stream, logEvents=events)
@@ -394,16 +398,20 @@ class LogShipper:
                 batch.append((when, text))
         return batch
 
-    def _make(self, stream: str) -> None:
-        if stream in self._made:
-            return
-        for make, names in (
-            (self._client.create_log_group, {}),
-            (self._client.create_log_stream, {"logStreamName": stream}),
-        ):
-            with contextlib.suppress(self._client.exceptions.ResourceAlreadyExistsException):
-                make(logGroupName=LOG_GROUP, **names)
-        self._made.add(stream)
+    def _make(self, host: str) -> str:
+        """The stream of *host*, made when its first line is sent. Each attempt has its own."""
+        taken = self._client.exceptions.ResourceAlreadyExistsException
+        while host not in self._streams:
+            stream = f"{self._job}/{host}-{self._hosts[host]}"
+            with contextlib.suppress(taken):
+                self._client.create_log_group(logGroupName=LOG_GROUP)
+            try:
+                self._client.create_log_stream(logGroupName=LOG_GROUP, logStreamName=stream)
+            except taken:  # an attempt that began in the same second
+                self._hosts[host] += 1
+            else:
+                self._streams[host] = stream
+        return self._streams[host]
 
 
 def pieces(line: bytes) -> Iterator[str]:

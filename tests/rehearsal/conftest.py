@@ -22,14 +22,19 @@ ENDED = ("Completed", "Failed", "Stopped")
 _clients: list[Any] = []
 
 
-def client(cloud: Rehearsal | str, service: str, region: str = REGION, *, attempts: int = 1, timeout: float = 30) -> Any:
+def client(
+    cloud: Rehearsal | str, service: str, region: str = REGION, *, attempts: int = 1, timeout: float = 30
+) -> Any:
     """A boto3 client of *cloud*, which sends each call once; `close_clients` closes it."""
     import boto3
     from botocore.config import Config
 
     session = boto3.session.Session(control.ACCESS_KEY, control.SECRET_KEY, region_name=region)
     config = Config(
-        retries={"total_max_attempts": attempts, "mode": "standard"}, connect_timeout=5, read_timeout=timeout, proxies={}
+        retries={"total_max_attempts": attempts, "mode": "standard"},
+        connect_timeout=5,
+        read_timeout=timeout,
+        proxies={},
     )
     url = cloud if isinstance(cloud, str) else cloud.url
     made = session.client(service, endpoint_url=url, config=config)
@@ -167,5 +172,9 @@ def environment_of(url: str, region: str = REGION) -> dict[str, str]:
 
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
-    away = {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull, "AWS_EC2_METADATA_DISABLED": "true"}
+    away = {
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
     return {**kept, "PATH": path, **away, **control.environment(url, region)}
