@@ -52,7 +52,7 @@ def model_trainer(script: str | Path | None = None, *, sagemaker_session: Any = 
     from sagemaker.train.distributed import Torchrun
 
     plan, request = prepared.plan, prepared.request
-    options_here = plan.spec.cloud or CloudOptions()
+    options_here = plan.spec.cloud
     resources, limits = request["ResourceConfig"], request["StoppingCondition"]
     several = plan.spec.processes > 1 or plan.spec.count > 1
     script_name = plan.entrypoint.script

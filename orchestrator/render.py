@@ -271,6 +271,7 @@ def _cloud_lines(run: Run) -> dict[str, str]:
         "training job": run.remote_id or "-",
         "machine": (f"{count} × " if count > 1 else "") + machine.get("name", "-"),
         "region": run.region or "-",
+        "elapsed": f"{duration(run.age())} since it was asked for",
     }
     return lines | ({"rehearsed": f"on this machine, at {run.endpoint}"} if run.rehearsed else {})
 

@@ -93,6 +93,11 @@ class Run:
         end = datetime.fromisoformat(self.ended_at or now or utc_now())
         return max((end - datetime.fromisoformat(self.started_at)).total_seconds(), 0.0)
 
+    def age(self, now: str | None = None) -> float:
+        """Seconds since it was asked for, to its end or to *now*, by the calendar: a laptop's sleep counts."""
+        end = datetime.fromisoformat(self.ended_at or now or utc_now())
+        return max((end - datetime.fromisoformat(self.created_at)).total_seconds(), 0.0)
+
 
 @dataclass(frozen=True)
 class Event:

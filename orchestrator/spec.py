@@ -83,7 +83,7 @@ class TrainingSpec:
     resume_from: str | None = None
     fallback: str | None = None
     rehearse: bool = False
-    cloud: CloudOptions | None = None
+    cloud: CloudOptions = field(default_factory=CloudOptions)
 
     @property
     def instances(self) -> tuple[str, ...]:
@@ -302,7 +302,7 @@ def as_json(spec: TrainingSpec) -> dict[str, Any]:
         "resume_from": spec.resume_from,
         "fallback": spec.fallback,
         "rehearse": spec.rehearse,
-        **({} if spec.cloud is None else {"cloud": _cloud_json(spec.cloud)}),
+        "cloud": _cloud_json(spec.cloud),
     }
 
 

@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
@@ -173,13 +172,13 @@ class LiveView(Printer):
         if word == self._said and not notes:
             return
         self._said = word
-        line = f"[orchestrate] {clock(_age(self._run))} {word}" + (f": {notes[-1]}" if notes else "")
+        line = f"[orchestrate] {clock(self._run.age())} {word}" + (f": {notes[-1]}" if notes else "")
         with contextlib.suppress(OSError):  # nobody reads that
             print(render.clean(line).replace("\n", " "), file=self._notes, flush=True)
 
     def _status_words(self) -> str:
         run, moment = self._run, utc_now()
-        parts = (f"{run.id} {_standing(run)}", clock(_age(run, moment)), money.so_far(run, moment))
+        parts = (f"{run.id} {_standing(run)}", clock(run.age(moment)), money.so_far(run, moment))
         return render.clean(" · ".join(part for part in (*parts, render.metric_words(self._last, limit=3)) if part))
 
 
@@ -188,12 +187,6 @@ def _standing(run: Run) -> str:
     if run.ended or run.state == RunState.STOPPING or run.remote_status is None:
         return run.state
     return run.remote_status
-
-
-def _age(run: Run, now: str | None = None) -> float:
-    """Seconds since the run was asked for, to its end or to *now*, by the calendar: a laptop's sleep counts."""
-    end = datetime.fromisoformat(run.ended_at or now or utc_now())
-    return max((end - datetime.fromisoformat(run.created_at)).total_seconds(), 0.0)
 
 
 def clock(seconds: float) -> str:

@@ -19,14 +19,21 @@ LAYERS = (
     ("submit_command", "options"),
     ("faults",),
     ("submitting",),
-    ("render", "watch", "copying", "smoke"),
-    ("tables", "money"),
+    ("watch", "copying", "smoke"),
     ("launch",),
-    ("preparing",),
-    ("finding",),
+    ("render",),
+    ("preparing", "comparison"),
+    ("finding", "tables", "money"),
     ("staging",),
-    ("rehearsal.__main__", "rehearsal.control"),
+    ("rehearsal.__main__",),
     ("rehearsal.server",),
+    ("rehearsal.front",),
+    ("rehearsal.training_jobs",),
+    ("rehearsal.job", "rehearsal.account"),
+    ("rehearsal.runner", "rehearsal.control", "rehearsal.contract", "rehearsal.faults"),
+    ("rehearsal.hosts",),
+    ("rehearsal.container",),
+    ("rehearsal",),
     ("backends.local", "backends.supervisor", "backends.sagemaker"),
     ("aws.syncing",),
     ("aws.collecting", "aws.following"),
@@ -42,9 +49,9 @@ LAYERS = (
     ("samples",),
     ("aws.rules",),
     ("aws.transfer", "aws.logs", "unpack"),
-    ("aws.folders",),
-    ("aws.explain",),
-    ("aws.client", "aws.model"),
+    ("aws.client", "aws.folders"),
+    ("aws.explain", "aws.model"),
+    ("aws.failures",),
     ("cloudspec",),
     ("spec",),
     ("metrics", "state", "secrets", "bundled", "crashpoints"),
@@ -53,7 +60,7 @@ LAYERS = (
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Within one layer, only these.
-NEIGHBOURS = {("__main__", "cli"), ("watch", "render"), ("", "interop")}
+NEIGHBOURS = {("__main__", "cli"), ("", "interop")}
 
 
 def modules(package: str) -> dict[str, ast.Module]:
@@ -91,6 +98,11 @@ def test_a_module_imports_only_what_stands_below_it(name: str) -> None:
     for other in own_imports(ORCHESTRATOR[name], set(ORCHESTRATOR)):
         below = LEVEL[other] > LEVEL[name] or (name, other) in NEIGHBOURS
         assert below, f"{name} imports {other}, which does not stand below it"
+
+
+@pytest.mark.parametrize("name", sorted(name for name in ORCHESTRATOR if name.startswith(("backends", "aws"))))
+def test_backends_know_their_cloud_as_an_endpoint_and_never_the_rehearsal(name: str) -> None:
+    assert not [other for other in own_imports(ORCHESTRATOR[name], set(ORCHESTRATOR)) if other.startswith("rehearsal")]
 
 
 def test_estimates_know_nothing_of_the_orchestrator() -> None:

@@ -51,6 +51,10 @@ def files(folder: Path) -> None:
 
 
 LONG = "x" * 300
+SECRET = "AKIA" + "IOSFODNN7EXAMPLF"
+AWS = [
+    "--backend", "sagemaker", "--region", "us-east-1", "--bucket", "my-bucket", "--role", "arn:aws:iam::111122223333:role/x",
+]  # fmt: skip
 SUBMIT_ROWS: list[tuple[list[str], int, str]] = [
     # scripts
     (["missing.py"], 2, "no such file: 'missing.py'"),
@@ -77,8 +81,8 @@ SUBMIT_ROWS: list[tuple[list[str], int, str]] = [
     (["--instance", ""], 2, "--instance is empty"),
     (["--backend", "sagemakr"], 2, "did you mean sagemaker?"),
     (["--backend", "azure"], 2, "one of: local, sagemaker, vertex"),
-    (["--backend", "sagemaker"], 2, "needs a machine"),
-    (["--backend", "sagemaker", "--instance", "n1-standard-4"], 3, "n1-standard-4"),
+    (AWS, 2, "needs a machine"),
+    ([*AWS, "--instance", "n1-standard-4"], 3, "n1-standard-4"),
     (["--backend", "vertex", "--instance", "ml.m5.xlarge"], 3, "ml.m5.xlarge"),
     (["--region", "us-east-9"], 3, "did you mean us-east-"),
     # numbers
@@ -107,13 +111,40 @@ SUBMIT_ROWS: list[tuple[list[str], int, str]] = [
     (["--grace-seconds", "x"], 2, "--grace-seconds 'x' is not a whole number"),
     # a budget below the cost
     (
-        ["--backend", "sagemaker", "--instance", "ml.m5.xlarge", "--max-hours", "10", "--budget", "1"],
+        [*AWS, "--instance", "ml.m5.xlarge", "--max-hours", "10", "--budget", "1"],
         4,
         "is over the budget of $1",
     ),
-    (["--backend", "sagemaker", "--instance", "ml.m5.xlarge", "--budget", "1"], 2, "no --max-hours"),
-    # a cloud that this version does not reach
-    (["--backend", "sagemaker", "--instance", "ml.m5.xlarge"], 2, "cannot launch on sagemaker yet"),
+    ([*AWS, "--instance", "ml.m5.xlarge", "--budget", "0.001"], 4, "--budget 0.001 buys 0 s of 1 × ml.m5.xlarge"),
+    ([*AWS, "--instance", "ml.p6-b200.48xlarge", "--budget", "100"], 4, "is unknown, so --budget 100 cannot be held"),
+    # what a cloud must be told
+    (["--rehearse"], 2, "--rehearse rehearses a cloud"),
+    ([*AWS, "--instance", "ml.t2.medium"], 3, "ml.t3.medium"),
+    ([*AWS, "--instance", "ml.m5.xlarge,ml.t2.medium"], 3, "ml.t2.medium"),
+    ([*AWS, "--instance", "ml.m5.xlarge", "--region", "us-east-9"], 3, "us-east-1"),
+    ([*AWS, "--instance", "ml.m5.xlarge", "--role", "training"], 2, "is not the ARN of a role"),
+    ([*AWS, "--instance", "ml.m5.xlarge", "--bucket", "My_Bucket"], 2, "cannot be a bucket's name"),
+    ([*AWS, "--instance", "ml.m5.xlarge", "--max-wait", "3"], 2, "--max-wait has no effect without --spot"),
+    ([*AWS, "--instance", "ml.m5.xlarge", "--spot", "--max-hours", "2", "--max-wait", "1"], 2, "is less than --max-hours"),
+    ([*AWS, "--instance", "ml.m5.xlarge", "--spot", "--keep-alive", "5"], 2, "cannot be had with --spot"),
+    ([*AWS, "--instance", "ml.m5.xlarge", "--volume", "0"], 2, "--volume 0 is too small"),
+    ([*AWS, "--instance", "ml.m5.xlarge", "--volume", "99999"], 2, "--volume 16384"),
+    ([*AWS, "--instance", "ml.m5.xlarge", "--subnet", "subnet-0123456789abcdef0"], 2, "both --subnet and --security-group"),
+    ([*AWS, "--instance", "ml.m5.xlarge", "--data", "gs://b/x"], 2, "SageMaker reads s3://, not gs://"),
+    ([*AWS, "--instance", "ml.m5.xlarge", "--data", "s3:///x"], 2, "is not a valid s3:// address"),
+    ([*AWS, "--instance", "ml.m5.xlarge", "--data", "s3://B_ucket/x"], 2, "is not a valid s3:// address"),
+    ([*AWS, "--instance", "ml.m5.xlarge", "--tag", "aws:x=1"], 2, "aws:x"),
+    ([*AWS, "--instance", "ml.m5.xlarge", "--tag", "x"], 2, "is not name=value"),
+    ([*AWS, "--instance", "ml.m5.xlarge", "--tag", f"key={SECRET}"], 2, "looks like a secret"),
+    ([*AWS, "--instance", "ml.m5.xlarge", "--torch", "two"], 2, "is not a version"),
+    ([*AWS, "--instance", "ml.m5.xlarge", "--torch", "9.9"], 3, "9.9"),
+    ([*AWS, "--instance", "ml.m5.xlarge", "--metric", "a b"], 2, "is not a metric's name"),
+    (
+        [*AWS, "--instance", "ml.m5.xlarge", "--image", "111122223333.dkr.ecr.eu-west-1.amazonaws.com/x:1"],
+        2,
+        "eu-west-1",
+    ),
+    ([*AWS, "--instance", "ml.m5.xlarge", "--fallback", "vertex"], 2, "--fallback 'vertex'"),
     # names
     (["--name", "a b"], 2, "--name a-b"),
     (["--name", "job\nX-Header: 1"], 2, "'job\\nX-Header: 1'"),

@@ -6,7 +6,9 @@ import contextlib
 import json
 import multiprocessing
 import sqlite3
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -145,7 +147,8 @@ def test_a_new_ledger_leaves_no_copy(tmp_path: Path) -> None:
     assert [file.name for file in new.parent.iterdir()] == ["ledger.sqlite"]
 
 
-def _open_and_add(path: Path, number: int) -> None:
+def _open_and_add(path: Path, number: int, together: Any) -> None:
+    together.wait(60)
     with Ledger.open(path) as ledger:
         assert len(ledger.newest()) >= RUNS
         ledger.insert(a_run(f"r-new-{number}", launch_key=f"k{number}"))
@@ -154,9 +157,15 @@ def _open_and_add(path: Path, number: int) -> None:
 def test_of_eight_commands_at_once_one_takes_it_over_and_none_is_lost(path: Path) -> None:
     before = rows_of_the_first_version(path)
     context = multiprocessing.get_context("spawn")
-    commands = [context.Process(target=_open_and_add, args=(path, number)) for number in range(8)]
+    together = context.Barrier(9)
+    commands = [context.Process(target=_open_and_add, args=(path, number, together)) for number in range(8)]
     for command in commands:
         command.start()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as held:
+        held.execute("BEGIN IMMEDIATE")  # so that all of them see the first version, and then wait for their turn
+        together.wait(60)
+        time.sleep(0.5)
+        held.execute("ROLLBACK")
     for command in commands:
         command.join()
     assert [command.exitcode for command in commands] == [0] * 8

@@ -274,6 +274,7 @@ def test_the_status_of_a_cloud_run_has_the_clouds_own_word_its_place_and_its_bil
     assert shown["training job"] == "orc-train-0123456789"
     assert shown["machine"] == "ml.p3.2xlarge"
     assert shown["region"] == "eu-west-1"
+    assert shown["elapsed"] == "5 min 01 s since it was asked for"
     assert shown["took"] == "5 min 00 s"
     assert shown["cost"] == "$0.0330 (31 billable s × 1 × $3.825/h; estimated $0.0367)"
     assert "rehearsed" not in shown

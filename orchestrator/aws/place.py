@@ -78,7 +78,7 @@ def decide(
     problems: list[OrchestrateError],
 ) -> AwsPlace | None:
     """The place of one run. What is missing or wrong goes to *problems*, all of it, and then the answer is None."""
-    options = spec.cloud or CloudOptions()
+    options = spec.cloud
     before = len(problems)
     region = _region(spec, options, stage, problems)
     role = _role(options, stage, problems)

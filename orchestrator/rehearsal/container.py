@@ -21,7 +21,6 @@ import fcntl
 import json
 import os
 import select
-import shutil
 import signal
 import socket
 import struct
@@ -334,19 +333,27 @@ def mount_root(root: str, scratch: Path) -> None:
 def protect(folder: str, layer: Path) -> None:
     """Let the container write to *folder* without changing it: a pip install goes away with the container.
 
-    The changes go to *layer*; where its file system cannot hold an overlay's upper layer, *folder* becomes read-only.
+    The changes go to *layer*, or to memory where its file system cannot hold an overlay's upper layer (as an overlay's own
+    cannot); where the kernel lets no user make overlays, *folder* becomes read-only.
     """
+    layer.mkdir(exist_ok=True)
+    with contextlib.suppress(OSError):
+        overlay(folder, layer)
+        return
+    with contextlib.suppress(OSError):
+        mount("tmpfs", str(layer), "tmpfs", MS_NOSUID | MS_NODEV, "mode=700")
+        overlay(folder, layer)
+        return
+    read_only(folder)
+
+
+def overlay(folder: str, layer: Path) -> None:
     upper, work = layer / "upper", layer / "work"
     for made in (upper, work):
-        made.mkdir(parents=True, exist_ok=True)
-    options = ",".join(
-        f"{name}={escaped(str(path))}" for name, path in (("lowerdir", folder), ("upperdir", upper), ("workdir", work))
-    )
-    try:
-        mount("overlay", folder, "overlay", 0, options + ",userxattr")
-    except OSError:
-        shutil.rmtree(layer, ignore_errors=True)
-        read_only(folder)
+        made.mkdir(exist_ok=True)
+    parts = {"lowerdir": folder, "upperdir": str(upper), "workdir": str(work)}
+    options = ",".join(f"{name}={escaped(path)}" for name, path in parts.items())
+    mount("overlay", folder, "overlay", 0, options + ",userxattr")
 
 
 def escaped(path: str) -> str:

@@ -415,7 +415,9 @@ def upload_results(s3: Any, hosts: list[Host], request: Request, scratch: Path) 
 
 def by_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
     """As a container leaves it, whoever rehearses."""
-    return member.replace(uid=0, gid=0, uname="root", gname="root")
+    member.uid = member.gid = 0
+    member.uname = member.gname = "root"
+    return member
 
 
 def failure_reason(host: Host, code: int) -> str:

@@ -273,8 +273,9 @@ def best_level() -> str:
 
 def remove(folder: Path) -> None:
     """Remove *folder*; what cannot be removed stays."""
-    for work in folder.rglob("layer-*/work/work"):  # the kernel's, made with no permissions at all
-        work.chmod(0o700)
+    for place in ("", "*.private/"):
+        for work in folder.glob(f"{place}layer-*/work/work"):  # the kernel's, made with no permissions at all
+            work.chmod(0o700)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -326,8 +327,14 @@ class LogShipper:
         return self
 
     def __exit__(self, *_: object) -> None:
+        quiet_since = begun = time.monotonic()
         for reader in self._readers:
-            reader.join(OUTPUT_PATIENCE_SECONDS)
+            while reader.is_alive() and (now := time.monotonic()) < begun + LOG_PATIENCE_SECONDS:
+                reader.join(POLL_SECONDS)
+                if any(self._waiting.values()):  # it may stand still because these are too many
+                    quiet_since = now
+                elif now > quiet_since + OUTPUT_PATIENCE_SECONDS:
+                    break
         self._ended.set()
         self._thread.join()
 

@@ -176,6 +176,8 @@ class Rehearsal:
     ) -> None:
         if not _loopback(host):
             raise BadInput(f"a rehearsal listens on a loopback address alone, not on {host}", hint="leave the host out")
+        if not 0 <= port <= 65_535:
+            raise BadInput(f"there is no port {port}", hint="--port 0 takes any free one")
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.account, self.level = folder, account, level
         self._address = (host, port)

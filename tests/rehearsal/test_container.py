@@ -218,19 +218,22 @@ def test_a_folder_whose_name_needs_quoting_works_too(moto_cloud: Cloud, tmp_path
     assert moto_cloud.unpacked(f"out/{order.name}/output/model.tar.gz") == {"m": b"m\n"}
 
 
-def test_killing_the_launcher_fails_the_job_and_leaves_nothing(
-    moto_cloud: Cloud, tmp_path: Path, namespaces: str
+@pytest.mark.parametrize("victim", ["launcher", "keeper"])
+def test_killing_what_holds_a_container_fails_the_job_and_leaves_nothing(
+    moto_cloud: Cloud, tmp_path: Path, namespaces: str, victim: str
 ) -> None:
     script = "setsid sleep 300 & touch /opt/ml/output/data/on; sleep 300; echo"
     order = job_order(moto_cloud, tmp_path, ["/bin/bash", "-c", script], level=namespaces)
     started = start(order)
     wait_until(lambda: (host_root(order) / "output/data/on").exists())
     (launcher,) = [one for one in psutil.Process().children() if container.__file__ in one.cmdline()]
-    launcher.send_signal(signal.SIGKILL)
+    (launcher if victim == "launcher" else launcher.children()[0]).send_signal(signal.SIGKILL)
     ending = started.ended()
     assert ending.kind == "failed"
     assert ending.failure_reason is not None
-    assert ending.failure_reason.startswith("InternalServerError: ")
+    assert ending.failure_reason.startswith(
+        "InternalServerError: " if victim == "launcher" else "AlgorithmError: , exit"
+    )
     wait_until(lambda: not processes_of(tmp_path))
 
 
@@ -244,7 +247,6 @@ def test_an_ordinary_user_has_the_same_containers(moto_cloud: Cloud, tmp_path: P
     shutil.copytree(REPOSITORY / "orchestrator", place / "orchestrator", ignore=shutil.ignore_patterns("__pycache__"))
     program = (
         "import sys; from orchestrator.rehearsal import hosts, runner, container; from pathlib import Path; import os\n"
-        "hosts.protected_folders = lambda: []\n"  # this interpreter's folder may be closed to others
         "folder = Path(sys.argv[1]) / 'job'\n"
         "request = {'TrainingJobName': 'n', 'ResourceConfig': {'InstanceCount': 2, 'InstanceType': 't'}, "
         "'AlgorithmSpecification': {'ContainerEntrypoint': ['/bin/sh', '-c', "
@@ -272,6 +274,61 @@ def test_an_ordinary_user_has_the_same_containers(moto_cloud: Cloud, tmp_path: P
         assert done.stdout == "completed 65534 ['0 1 algo-1\\n', '0 1 algo-2\\n']\n", done.stderr
     finally:
         shutil.rmtree(place)
+
+
+class FlakyLogs:
+    """CloudWatch Logs that takes every third call."""
+
+    class exceptions:  # noqa: N801 (as boto3 has it)
+        ResourceAlreadyExistsException = KeyError
+
+    def __init__(self) -> None:
+        self.calls, self.lines = 0, []  # type: ignore[var-annotated]
+
+    def create_log_group(self, **_: str) -> None:
+        raise KeyError
+
+    def create_log_stream(self, **_: str) -> None:
+        pass
+
+    def put_log_events(self, *, logEvents: list[dict[str, object]], **_: str) -> None:  # noqa: N803 (as boto3 has it)
+        from botocore.exceptions import ClientError
+
+        self.calls += 1
+        if self.calls % 3:
+            raise ClientError({"Error": {"Code": "ThrottlingException"}}, "PutLogEvents")
+        assert len(logEvents) <= 10_000
+        assert sum(len(str(event["message"]).encode()) + 26 for event in logEvents) <= 1_048_576
+        self.lines += [event["message"] for event in logEvents]
+
+
+def test_a_log_service_that_refuses_most_calls_loses_and_repeats_nothing() -> None:
+    logs = FlakyLogs()
+    reader, writer = os.pipe()
+    with runner.LogShipper(logs, "job") as shipper:
+        shipper.follow("algo-1", reader)
+        with os.fdopen(writer, "w") as out:
+            out.writelines(f"{n} {'x' * 1000}\n" for n in range(3_000))
+    assert [line.split()[0] for line in logs.lines] == [str(n) for n in range(3_000)]
+    assert logs.calls >= 9
+
+
+def test_tensorboards_files_are_copied_as_they_grow(moto_cloud: Cloud, tmp_path: Path) -> None:
+    order = job_order(
+        moto_cloud,
+        tmp_path,
+        [
+            "/bin/bash",
+            "-c",
+            "trap 'exit 0' TERM; while echo more >> /opt/ml/output/tensorboard/events; do sleep 0.1; done",
+        ],
+        TensorBoardOutputConfig={"S3OutputPath": f"s3://{BUCKET}/boards/"},
+    )
+    started = start(order)
+    wait_until(lambda: moto_cloud.keys(f"boards/{order.name}/tensorboard-output/") == ["events"])
+    assert not started.endings
+    started.runner.stop()
+    assert started.ended().kind == "stopped"
 
 
 @pytest.mark.slow
