@@ -74,7 +74,9 @@ def model_trainer(script: str | Path | None = None, *, sagemaker_session: Any = 
         ),
         "stopping_condition": StoppingCondition(
             max_runtime_in_seconds=limits["MaxRuntimeInSeconds"],
-            **({"max_wait_time_in_seconds": limits["MaxWaitTimeInSeconds"]} if "MaxWaitTimeInSeconds" in limits else {}),
+            **(
+                {"max_wait_time_in_seconds": limits["MaxWaitTimeInSeconds"]} if "MaxWaitTimeInSeconds" in limits else {}
+            ),
         ),
         "output_data_config": OutputDataConfig(s3_output_path=request["OutputDataConfig"]["S3OutputPath"]),
         "checkpoint_config": CheckpointConfig(s3_uri=request["CheckpointConfig"]["S3Uri"]),

@@ -69,7 +69,7 @@ def _gone(run: Run, ledger: Ledger, note: str) -> Run:
 
 def _conclude(run: Run, told: Standing, ledger: Ledger) -> None:
     """Write the end, explained where it was not a success."""
-    note = "completed"
+    note: str | None = None
     if told.state is not RunState.SUCCEEDED:
         given = told.reason or told.remote_status
         codes = () if told.exit_code is None else (told.exit_code,)
@@ -164,6 +164,7 @@ class Trouble:
 def output(aws: Aws, run: Run, *, follow: bool, tell: Tell) -> Iterator[bytes]:
     """The lines of all hosts from the beginning; b"" is a moment of silence. follow: until the job has ended and is drained."""
     folder = state.make_private(Path(run.run_dir))
+    run = _known(run)
     pace = jobs.pace_of(aws.endpoint)
     reader = _Shown(run)
     trouble = Trouble(aws, run, tell)
@@ -200,6 +201,12 @@ def output(aws: Aws, run: Run, *, follow: bool, tell: Tell) -> Iterator[bytes]:
             yield b""
             if not news:
                 time.sleep(BEAT_SECONDS * pace)
+
+
+def _known(run: Run) -> Run:
+    """*run* as the ledger has it by now."""
+    with Ledger.open_to_read(state.ledger_file()) as ledger:
+        return ledger.get(run.id)
 
 
 def _looked(aws: Aws, run: Run) -> Run:

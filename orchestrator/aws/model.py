@@ -88,9 +88,20 @@ def pattern(shape: str) -> str:
     return str(_shapes()[shape]["pattern"])
 
 
-def members(shape: str) -> tuple[str, ...]:
-    """The names of a structure's fields."""
-    return tuple(_shapes()[shape]["members"])
+def members_at(operation: str, path: str = "") -> tuple[str, ...]:
+    """The fields that the structure at *path* (as in a Violation) of an operation's input can have."""
+    name = _model()["operations"][operation]["input"]["shape"]
+    for part in path.split(".") if path else ():
+        shape = _shapes()[name]
+        if shape["type"] == "list":
+            # `1.member`: the number says no more than that it is a list's
+            name = name if part != "member" else shape["member"]["shape"]
+        else:
+            known = {_joined("", each): member["shape"] for each, member in shape.get("members", {}).items()}
+            if part not in known:
+                return ()
+            name = known[part]
+    return tuple(_shapes()[name].get("members", ()))
 
 
 @cache

@@ -45,7 +45,8 @@ class InTheCloud:
         pass
 
     def interrupted(self, times: int) -> Interruption:
-        run = self._run
+        with Ledger.open_to_read(state.ledger_file()) as ledger:
+            run = ledger.get(self._run.id)  # it may have begun to train meanwhile
         if self._cancels and times == 1:
             self._cancel()
             return Interruption(f"stopping {run.id}: it has {run.plan['limits']['grace_seconds']} s to save")

@@ -15,6 +15,7 @@ import pytest
 
 from orchestrator.rehearsal import container, hosts, runner
 from orchestrator.rehearsal.hosts import place_of
+from tests.bootstrap.test_requirements import OFFLINE, wheel
 from tests.conftest import REPOSITORY, wait_until
 from tests.rehearsal import jobs
 from tests.rehearsal.jobs import BUCKET, Cloud, channel, host_root, job_order, processes_of, run, start, with_bootstrap
@@ -56,16 +57,19 @@ def test_a_container_is_the_first_process_of_a_machine_of_its_own(
     assert (made.stat().st_uid, made.stat().st_gid) == (os.geteuid(), os.getegid())
 
 
-def test_what_a_job_installs_goes_away_with_its_container(moto_cloud: Cloud, tmp_path: Path, namespaces: str) -> None:
-    site = next(path for path in map(Path, sys.path) if path.name == "site-packages")
-    name = f"rehearsed_{os.getpid()}"
-    script = (
-        f"import pathlib; pathlib.Path({str(site)!r}, '{name}.py').write_text('x = 5'); import {name}; print({name}.x)"
-    )
-    order = job_order(moto_cloud, tmp_path, ["python3", "-c", script], level=namespaces)
+def test_what_a_job_installs_goes_away_with_its_container(moto_cloud: Cloud, tmp_path: Path, each_level: str) -> None:
+    files: dict[str, str | bytes] = {
+        "train.py": "import tiny_rehearsed; print('version', tiny_rehearsed.__version__)",
+        "requirements.txt": OFFLINE + "tiny_rehearsed\n",
+        **wheel("tiny_rehearsed", "1.5"),
+    }
+    order = with_bootstrap(moto_cloud, tmp_path, files, level=each_level)
     ending = run(order)
-    assert moto_cloud.lines(moto_cloud.streams(order.name)[0])[-1] == "5", ending
-    assert not (site / f"{name}.py").exists()
+    assert ending.kind == "completed", ending
+    assert "version 1.5" in moto_cloud.lines(moto_cloud.streams(order.name)[0])
+    sites = [Path(path) for path in sys.path if path.endswith("-packages")]
+    assert sites
+    assert not [found for site in sites for found in site.glob("tiny_rehearsed*")]
 
 
 def test_the_callers_keys_are_not_seen_in_a_container(
