@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
+import os
 import sqlite3
+import subprocess
+import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from orchestrator.runs import Ledger, RunState
+from tests.conftest import REPOSITORY
 from tests.test_runs import a_run, linux_only, without_root_powers
 
 # What the first version made.
@@ -147,33 +149,51 @@ def test_a_new_ledger_leaves_no_copy(tmp_path: Path) -> None:
     assert [file.name for file in new.parent.iterdir()] == ["ledger.sqlite"]
 
 
-def _open_and_add(path: Path, number: int, together: Any) -> None:
-    together.wait(60)
-    with Ledger.open(path) as ledger:
-        assert len(ledger.newest()) >= RUNS
-        ledger.insert(a_run(f"r-new-{number}", launch_key=f"k{number}"))
+COMMAND = """
+import sys
+from pathlib import Path
+from orchestrator.runs import Ledger
+print("ready", flush=True)
+sys.stdin.readline()
+with Ledger.open(Path(sys.argv[1])) as ledger:
+    ledger.set(sys.argv[2], launch_key="of " + sys.argv[2])
+"""
 
 
 def test_of_eight_commands_at_once_one_takes_it_over_and_none_is_lost(path: Path) -> None:
     before = rows_of_the_first_version(path)
-    context = multiprocessing.get_context("spawn")
-    together = context.Barrier(9)
-    commands = [context.Process(target=_open_and_add, args=(path, number, together)) for number in range(8)]
-    for command in commands:
-        command.start()
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as held:
-        held.execute("BEGIN IMMEDIATE")  # so that all of them see the first version, and then wait for their turn
-        together.wait(60)
-        time.sleep(0.5)
-        held.execute("ROLLBACK")
-    for command in commands:
-        command.join()
-    assert [command.exitcode for command in commands] == [0] * 8
+    run_ids = [f"r-{number:03d}" for number in range(8)]
+    with contextlib.ExitStack() as stack:
+        commands = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", COMMAND, str(path), run_id],
+                    env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                )
+            )
+            for run_id in run_ids
+        ]
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as held:
+            held.execute("BEGIN IMMEDIATE")  # so that all of them see the first version, and then wait for their turn
+            for command in commands:
+                assert command.stdin is not None
+                assert command.stdout is not None
+                assert command.stdout.readline() == b"ready\n"
+                command.stdin.write(b"go\n")
+                command.stdin.flush()
+            time.sleep(0.5)
+            held.execute("ROLLBACK")
+        for command in commands:
+            _, errors = command.communicate(timeout=60)
+            assert command.returncode == 0, errors
     with Ledger.open(path) as ledger:
-        assert {run.launch_key for run in ledger.newest(8)} == {f"k{number}" for number in range(8)}
-        assert len(ledger.newest()) == RUNS + 8
+        assert [ledger.get(run_id).launch_key for run_id in run_ids] == [f"of {run_id}" for run_id in run_ids]
+        assert len(ledger.newest()) == RUNS
     assert schema_version(path) == 2
-    assert rows_of_the_first_version(copy_of(path)) == before  # made once, before anybody wrote anything new
+    assert rows_of_the_first_version(copy_of(path)) == before
 
 
 def test_a_command_of_the_first_version_that_still_runs_can_write_its_end(path: Path) -> None:

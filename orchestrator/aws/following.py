@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from orchestrator import state
 from orchestrator.aws import explain, jobs
@@ -46,7 +47,7 @@ def look(aws: Aws, run: Run, ledger: Ledger) -> Run:
     if told.state in ENDED:
         _conclude(run, told, ledger)
     else:
-        changes = {"remote_status": told.remote_status, "billable_seconds": told.billable_seconds}
+        changes: dict[str, Any] = {"remote_status": told.remote_status, "billable_seconds": told.billable_seconds}
         if told.started_at is not None:
             changes["started_at"] = told.started_at
         note = None if told.remote_status == run.remote_status else told.message or None

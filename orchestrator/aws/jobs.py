@@ -24,6 +24,10 @@ from orchestrator.runs import RunState
 ATTEMPTS = 6
 CREATE_SECONDS = 60.0  # how long an answer to the create call is waited for
 _ENDS = {"Completed": RunState.SUCCEEDED, "Failed": RunState.FAILED, "Stopped": RunState.STOPPED}
+_WAITING = (
+    "Starting", "Pending", "Downloading", "Interrupted", "Restarting", "Updating", "DownloadingTrainingImage",
+    "PreparingTrainingStack", "LaunchingMLInstances",
+)  # fmt: skip
 _ASKED = (Kind.AMBIGUOUS, Kind.EXISTS, Kind.UNREACHABLE)
 Tell = Callable[[str], None]
 
@@ -157,9 +161,7 @@ def standing(described: Mapping[str, Any], now: RunState) -> Standing:
         state = RunState.STOPPING
     elif state is None:
         known = {"Training": RunState.RUNNING, "Uploading": RunState.RUNNING}
-        waiting = ("Starting", "Pending", "Downloading", "Interrupted", "Restarting", "Updating")
-        waiting += ("DownloadingTrainingImage", "PreparingTrainingStack", "LaunchingMLInstances")
-        state = RunState.ACCEPTED if secondary in waiting else known.get(secondary, now)
+        state = RunState.ACCEPTED if secondary in _WAITING else known.get(secondary, now)
         if state not in (RunState.ACCEPTED, RunState.RUNNING, RunState.STOPPING):
             state = RunState.ACCEPTED
     transitions = described.get("SecondaryStatusTransitions") or [{}]

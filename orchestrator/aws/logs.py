@@ -92,7 +92,7 @@ class LogFetcher:
         and none new. It is remembered: a later fetcher asks no more.
         """
         if self._lock is None and not self._drained:
-            self._drained = bool(_read(self._folder / CURSOR).get("drained"))
+            self._drained = bool(_cursor_of(self._folder).get("drained"))
         return self._ended and self._drained
 
     def poll(self) -> bool:
@@ -234,32 +234,34 @@ class LogFetcher:
         self._lock = state.hold_lock(self._folder / LOCK)
         if self._lock is None:
             return False
-        cursor, log = _read(self._folder / CURSOR), self._folder / LOG
-        have = log.stat().st_size if log.exists() else 0
+        cursor = _cursor_of(self._folder)
         size = cursor.get("size", 0)
-        if have < size:  # somebody deleted or cut it: fetch all of it again
-            cursor, size = {}, 0
-        if have > size:  # appended before a crash, and not yet counted
-            os.truncate(log, size)
+        if _log_bytes(self._folder) > size:  # appended before a crash, and not yet counted
+            os.truncate(self._folder / LOG, size)
         self._size, self._drained = size, bool(cursor.get("drained"))
         self._streams = {name: _Stream(**fields) for name, fields in cursor.get("streams", {}).items()}
         return True
 
     def _has_grown(self) -> bool:
         """Has another process, which fetches, appended to the log?"""
-        log = self._folder / LOG
-        size = log.stat().st_size if log.exists() else 0
+        size = _log_bytes(self._folder)
         grown, self._size = size > self._size, size
         return grown
 
 
-def _read(cursor: Path) -> dict[str, Any]:
-    """The cursor's content; {} where there is none. It is written whole: what does not parse is not ours."""
+def _log_bytes(folder: Path) -> int:
+    log = folder / LOG
+    return log.stat().st_size if log.exists() else 0
+
+
+def _cursor_of(folder: Path) -> dict[str, Any]:
+    """How far the log in *folder* has been fetched; {} where nothing of it counts: it was cut or deleted since, say."""
     try:
-        found = json.loads(cursor.read_bytes())
-    except (FileNotFoundError, ValueError):
+        cursor = json.loads((folder / CURSOR).read_bytes())
+        whole = _log_bytes(folder) >= cursor["size"]
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return cursor if whole else {}
 
 
 def _line(message: str, mark: bytes) -> bytes:

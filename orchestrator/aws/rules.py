@@ -57,7 +57,7 @@ def check_training_job(
     Raises BadInput if botocore, which carries the API's model, is not installed.
     """
     found = model.violations(OPERATION, request)
-    problems = list(_of_model(found, request))
+    problems = list(_of_model(found))
     told = {_field(one.path) for one in found}
     rules = (
         _region(region),
@@ -72,7 +72,7 @@ def check_training_job(
     )
     for rule in rules:
         # What the model has refused already is not said twice; a field that it refused may not even be readable.
-        problems += [problem for field, problem in rule if field not in told]
+        problems += [problem for field, problem in rule if not any(one.startswith(field) for one in told)]
     return list({problem.what: problem for problem in flatten(problems)}.values())
 
 
@@ -80,7 +80,7 @@ def check_training_job(
 Found = Iterator[tuple[str, OrchestrateError]]
 
 
-def _of_model(found: Sequence[model.Violation], request: Mapping[str, Any]) -> Iterator[OrchestrateError]:
+def _of_model(found: Sequence[model.Violation]) -> Iterator[OrchestrateError]:
     patterns = [one for one in found if "regular expression" in one.constraint]
     bounded = {one.path for one in found if one not in patterns}
     for one in found:
@@ -89,67 +89,62 @@ def _of_model(found: Sequence[model.Violation], request: Mapping[str, Any]) -> I
         if _field(one.path) == "resourceConfig.instanceType" and "enum" in one.constraint:
             yield _cannot_train(str(one.value))
         elif one.constraint == model.UNKNOWN:
-            yield _unknown(one, request)
+            yield _unknown(one)
         else:
             yield _in_our_words(one)
 
 
 def _in_our_words(one: model.Violation) -> OrchestrateError:
     option = _option(one.path)
+    named = option if option != EXTRA else one.path
     if one.constraint == model.NULL:
         return BadInput(f"{one.path} is missing", hint=_hint(option))
-    what = f"{option} {shown(one.value)}" if option != EXTRA else f"{one.path} {shown(one.value)}"
-    name = re.search(r"\.\[(.*)\]", one.path, re.DOTALL)
-    if name and option in ("--env", "--hp"):
-        what = f"{option} {shown(name[1])}"  # never the value: it may be a secret
     bound = _BOUND.search(one.constraint)
     if bound is None:
-        return BadInput(f"{what}: {_pattern_words(one, option)}", hint=_hint(option))
+        return BadInput(f"{named}{_value(one, option)}: {_words(one, option)}", hint=_hint(option))
     most = "at most" if bound[2] == "less" else "at least"
-    unit = _unit(one, bound[1])
-    return BadInput(f"{what}: {most} {bound[3]}{unit}", hint=_hint(option))
+    if isinstance(one.value, (Mapping, list, tuple)):
+        return BadInput(f"{named}: {len(one.value)} given, {most} {bound[3]}", hint=_hint(option))
+    unit = " characters" if bound[1] == "length" else ""
+    unit = " GB" if "InGB" in one.path else " seconds" if one.path.endswith("Seconds") else unit
+    return BadInput(f"{named}{_value(one, option)}: {most} {bound[3]}{unit}", hint=_hint(option))
 
 
-def _pattern_words(one: model.Violation, option: str) -> str:
-    if option == "--name":
-        return "letters, digits and inner hyphens only"
-    if option == "--env":
-        return "the name of a variable is letters, digits and _, no digit first"
-    if option == "--role":
-        return "not the whole ARN of a role, arn:aws:iam::ACCOUNT:role/NAME"
-    if option == "--tag":
-        return "letters, digits, spaces and _ . : / = + - @ only"
-    return one.constraint.replace("Member must satisfy regular expression pattern:", "must match").replace(
-        "Member must", "must"
-    )
+def _value(one: model.Violation, option: str) -> str:
+    """The value at fault, as it may be shown: of what may hold a secret, its name alone."""
+    name = re.search(r"\.\[(.*)\]", one.path, re.DOTALL)
+    if option in ("--env", "--hp"):
+        return f" {shown(name[1])}" if name else ""
+    return f" {one.value}" if isinstance(one.value, (int, float)) else f" {shown(one.value)}"
 
 
-def _unit(one: model.Violation, what: str) -> str:
+def _words(one: model.Violation, option: str) -> str:
     field = _field(one.path)
-    if what == "length":
-        in_list = isinstance(one.value, str) and field not in _LISTS
-        return " characters" if in_list else " of them"
-    return " GB" if "InGB" in field else " seconds" if field.endswith("Seconds") else ""
+    if "regular expression" not in one.constraint:
+        return one.constraint.replace("Member must", "must")
+    if field.endswith(("s3Uri", "s3OutputPath")):
+        return "not an s3:// address"
+    if field.endswith("channelName"):
+        return "letters, digits and . - _ only"
+    words = {
+        "--name": "letters, digits and inner hyphens only",
+        "--env": "the name of a variable is letters, digits and _, no digit first",
+        "--role": "not the whole ARN of a role, arn:aws:iam::ACCOUNT:role/NAME",
+        "--tag": "letters, digits, spaces and _ . : / = + - @ only",
+    }
+    return words.get(option) or one.constraint.replace("Member must satisfy regular expression pattern:", "must match")
 
 
-_LISTS = ("inputDataConfig", "tags", "environment", "hyperParameters", "algorithmSpecification.metricDefinitions")
-
-
-def _unknown(one: model.Violation, request: Mapping[str, Any]) -> OrchestrateError:
+def _unknown(one: model.Violation) -> OrchestrateError:
     """A field that the API does not have, and the nearest that it has in the same place."""
     parent, _, name = one.path.rpartition(".")
-    known = _members_at(parent)
+    known = model.members_at(OPERATION, parent)
     names = {member[:1].lower() + member[1:]: member for member in known}
     close = difflib.get_close_matches(name.lower(), [each.lower() for each in names], n=1)
     meant = next((member for each, member in names.items() if close and each.lower() == close[0]), None)
     where = f" in {parent}" if parent else ""
     hint = f"did you mean {meant}?" if meant else f"it has {', '.join(sorted(known))}"
     return BadInput(f"{EXTRA}: SageMaker has no field {shown(name)}{where}", hint=hint)
-
-
-def _members_at(path: str) -> tuple[str, ...]:
-    """The fields of the structure at *path* of the request."""
-    return model.members_at(OPERATION, path)
 
 
 def _cannot_train(name: str) -> OrchestrateError:
@@ -257,8 +252,9 @@ def _volume(request: Mapping[str, Any]) -> Found:
 
 def _places(request: Mapping[str, Any]) -> Found:
     """Addresses in S3: readable, and none of what is written where data lies."""
+    output = _dict(request.get("OutputDataConfig")).get("S3OutputPath")
     written = {
-        "outputDataConfig.s3OutputPath": _dict(request.get("OutputDataConfig")).get("S3OutputPath"),
+        "outputDataConfig.s3OutputPath": output,
         "checkpointConfig.s3Uri": _dict(request.get("CheckpointConfig")).get("S3Uri"),
         "tensorBoardOutputConfig.s3OutputPath": _dict(request.get("TensorBoardOutputConfig")).get("S3OutputPath"),
     }
@@ -267,12 +263,36 @@ def _places(request: Mapping[str, Any]) -> Found:
             yield field, BadInput(f"{_option(field)}: {fault}", hint="s3://BUCKET/KEY")
     for name, uri in _s3_inputs(request):
         if fault := bucket_fault(uri):
-            yield "inputDataConfig", BadInput(f"--data {name}={uri}: {fault}", hint=f"--data {name}=s3://BUCKET/KEY")
+            hint = "--data NAME=s3://BUCKET/KEY"
+            yield (
+                "inputDataConfig.dataSource.s3DataSource.s3Uri",
+                BadInput(f"--data {shown(name)}, {shown(uri)}: {fault}", hint=hint),
+            )
             continue
         for field, place in written.items():
-            if place is not None and _overlaps(uri, str(place)) and not _is_ours(uri, str(place)):
-                what = f"{field} {place} and the data of channel {shown(name)} ({uri}) lie in each other"
-                yield field, BadInput(what, hint="keep data and results apart: another --data, or another --bucket")
+            if place is None or not _overlaps(uri, str(place)):
+                continue
+            if place == output and _in_a_run(uri, str(place), str(request.get("TrainingJobName"))):
+                continue
+            what = f"{field} {shown(place)} and the data of channel {shown(name)}, {shown(uri)}, lie in each other"
+            yield field, BadInput(what, hint="keep data and results apart: another --data, or another --bucket")
+            break
+
+
+def _overlaps(one: str, other: str) -> bool:
+    """Is one address the other, above it or beneath it?"""
+    first, second = one.rstrip("/") + "/", other.rstrip("/") + "/"
+    return first.startswith(second) or second.startswith(first)
+
+
+def _in_a_run(uri: str, output: str, job: str) -> bool:
+    """Does *uri* lie in the folder of a run beneath *output*, other than where this job's own results go?"""
+    folder, _, rest = uri.removeprefix(output.rstrip("/") + "/").partition("/")
+    return (
+        uri.startswith(output)
+        and folder.startswith("orc-")
+        and not (folder == job and f"{rest}/".startswith("output/"))
+    )
 
 
 def bucket_fault(uri: str) -> str | None:
@@ -290,17 +310,6 @@ def bucket_fault(uri: str) -> str | None:
     if len(key.encode("utf-8", "surrogatepass")) > 1024:
         return "its key is over 1,024 bytes"
     return None
-
-
-def _overlaps(one: str, other: str) -> bool:
-    """Is one address the other, above it or beneath it?"""
-    first, second = one.rstrip("/") + "/", other.rstrip("/") + "/"
-    return first.startswith(second) or second.startswith(first)
-
-
-def _is_ours(uri: str, place: str) -> bool:
-    """The job file of a run lies beneath the output path, in the run's own folder, where no result is written."""
-    return uri.startswith(place.rstrip("/") + "/") and uri.rstrip("/").endswith("/job")
 
 
 def _channels(request: Mapping[str, Any]) -> Found:

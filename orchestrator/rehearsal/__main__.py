@@ -42,7 +42,7 @@ def serve(
 
     with state.explained(folder):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = state.hold_lock(folder / control.ALIVE)
+        lock = control.hold(folder)
     if lock is None:
         standing = control.find(folder)
         at = "" if standing is None else f" at {standing.url} (process {standing.pid})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from orchestrator.rehearsal import control
@@ -87,11 +87,13 @@ class MotoAccount:
                 return _trusts(role.assume_role_policy_document)
         return False
 
-    def log_events(self, region: str, group: str, prefix: str) -> Iterator[tuple[str, list[tuple[int, str]]]]:
+    def log_events(
+        self, region: str, group: str, prefix: str, read: Mapping[str, int]
+    ) -> Iterator[tuple[str, list[tuple[int, str]]]]:
         found = self._backend("logs")[self.account][region].groups.get(group)
         for name, stream in list(found.streams.items()) if found is not None else []:
             if name.startswith(prefix):
-                yield name, [(event.timestamp, event.message) for event in list(stream.events)]
+                yield name, [(event.timestamp, event.message) for event in stream.events[read.get(name, 0) :]]
 
 
 def _trusts(document: str) -> bool:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import fcntl
 import json
 import os
@@ -271,9 +270,9 @@ def become_container(host: Host, orders: Orders, problem: int, keeper: int) -> N
     command = host["command"]
     try:
         os.execvpe(command[0], command, host["environment"])  # noqa: S606 (no shell is the point)
-    except OSError as error:
-        os.write(2, f"cannot start {command[0]!r}: {error.strerror}\n".encode())
-        os._exit(NOT_FOUND if error.errno == errno.ENOENT else NOT_EXECUTABLE)
+    except (OSError, ValueError) as error:  # ValueError: what no argument list can carry
+        os.write(2, f"cannot start {command[0]!r}: {getattr(error, 'strerror', error)}\n".encode())
+        os._exit(NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE)
 
 
 def enter_namespaces(orders: Orders) -> list[socket.socket]:

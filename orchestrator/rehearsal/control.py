@@ -30,6 +30,7 @@ ACCESS_KEY = SECRET_KEY = "rehearsal"  # noqa: S105 - they open nothing
 IDLE_SECONDS = 1800
 START_SECONDS = 60.0  # a loaded machine's patience; it takes about one
 STOP_SECONDS = 30.0
+LOOK_SECONDS = 0.5
 ALIVE, STARTING, ADDRESS, LOG = "server.lock", "starting.lock", "server.json", "server.log"
 # Of the caller's environment, what the server and its jobs never see.
 PRIVATE = ("AWS_", "GOOGLE_", "CLOUDSDK_", "SAGEMAKER_", "MOTO_")
@@ -69,12 +70,14 @@ def environment(url: str, region: str) -> dict[str, str]:
 
 def find(folder: Path) -> Standing | None:
     """The rehearsal of *folder*, if one runs: its lock tells, not the file that it left."""
-    if not (folder / ALIVE).exists():
+    try:
+        with (folder / ALIVE).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two that look at once do not see each other
         return None
-    free = state.hold_lock(folder / ALIVE)
-    if free is not None:
-        os.close(free)
+    except FileNotFoundError:
         return None
+    except BlockingIOError:
+        pass
     try:
         known = json.loads((folder / ADDRESS).read_bytes())
         return Standing(str(known["url"]), int(known["pid"]))
@@ -111,6 +114,16 @@ def ensure(
     if faults:
         call(standing.url, "POST", "faults", list(faults))
     return standing
+
+
+def hold(folder: Path) -> int | None:
+    """Be the server of *folder* for as long as this process lives; None where another is."""
+    deadline = time.monotonic() + LOOK_SECONDS
+    while True:  # whoever looks whether there is a server holds the lock for a moment
+        lock = state.hold_lock(folder / ALIVE)
+        if lock is not None or time.monotonic() > deadline:
+            return lock
+        time.sleep(0.01)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from orchestrator.rehearsal import contract
 from orchestrator.rehearsal.faults import Faults
-from orchestrator.rehearsal.runner import Ending, JobOrder, Runner
+from orchestrator.rehearsal.runner import LOG_GROUP, Ending, JobOrder, Runner
 
 ENDED = ("Completed", "Failed", "Stopped")
 TICK_SECONDS = 0.05
@@ -42,8 +42,10 @@ NOT_DESCRIBED = ("Tags", "SessionChainingConfig")
 class Account(contract.Stores, Protocol):
     """The account's other services, as a job needs them."""
 
-    def log_events(self, region: str, group: str, prefix: str) -> Iterator[tuple[str, list[tuple[int, str]]]]:
-        """Each stream of *group* whose name begins with *prefix*: its name and its (ms, text) events so far."""
+    def log_events(
+        self, region: str, group: str, prefix: str, read: Mapping[str, int]
+    ) -> Iterator[tuple[str, list[tuple[int, str]]]]:
+        """Each stream of *group* whose name begins with *prefix*, and its (ms, text) events but the first *read*."""
         ...
 
 
@@ -78,15 +80,15 @@ class MetricTail:
 
     def __init__(self, definitions: list[Mapping[str, str]]) -> None:
         self._patterns = {definition["Name"]: re.compile(definition["Regex"]) for definition in definitions}
-        self._read: dict[str, int] = {}
+        self.events_read: dict[str, int] = {}
         self.last: dict[str, tuple[float, int]] = {}
         self.lines = 0  # events in which a metric was found
 
     def read(self, streams: Iterator[tuple[str, list[tuple[int, str]]]]) -> None:
         for name, events in streams:
-            for timestamp, text in events[self._read.get(name, 0) :]:
+            for timestamp, text in events:
                 self.lines += self._look(text, timestamp)
-            self._read[name] = len(events)
+            self.events_read[name] = self.events_read.get(name, 0) + len(events)
 
     def _look(self, text: str, timestamp: int) -> bool:
         found = False
@@ -336,10 +338,9 @@ class Job:
             self._move(secondary, WORDS[secondary] if reason is None else reason[:1024], status)
 
     def read_metrics(self) -> None:
+        stores, tail = self.setting.stores, self.metrics
         with self.lock:
-            self.metrics.read(
-                self.setting.stores.log_events(self.region, "/aws/sagemaker/TrainingJobs", f"{self.name}/")
-            )
+            tail.read(stores.log_events(self.region, LOG_GROUP, f"{self.name}/", tail.events_read))
 
     # What is told of it.
 

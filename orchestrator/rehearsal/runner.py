@@ -142,7 +142,8 @@ class Runner:
             kind, reason = self._train(machines, synced, logs)
             if kind != "reclaimed":
                 self._listener.state("Uploading", "Uploading generated training model")
-                hosts.upload_results(s3, machines, request, folder)
+                with contextlib.suppress(*([Failed] if reason else [])):  # why the job failed matters more
+                    hosts.upload_results(s3, machines, request, folder)
             return kind, reason
         finally:
             for host in machines:
@@ -180,7 +181,8 @@ class Runner:
                 with contextlib.suppress(Failed):
                     last_sweep()
                 raise
-            with contextlib.suppress(*([Failed] if kind == "reclaimed" else [])):  # the next attempt has what there is
+            # A next attempt has what there is; a failed one has a better reason.
+            with contextlib.suppress(*([Failed] if kind in ("reclaimed", "failed") else [])):
                 last_sweep()
         if kind == "failed":
             assert self._first_failed is not None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,17 @@ from orchestrator.aws.transfer import Bucket
 OWNER = "123456789012"  # the account of moto's buckets
 REGION = "us-east-1"
 _numbers = itertools.count(1)
+
+
+@pytest.fixture
+def memory_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory, where there is such a thing: for tests that rename files by the ten thousand."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir():
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(prefix="orchestrate-test-", dir=memory) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")

@@ -203,13 +203,13 @@ def test_no_archive_is_one_line(tmp_path: Path) -> None:
         unpack(tmp_path / "none.tar.gz", tmp_path / "to")
 
 
-def test_two_thousand_mutated_archives_do_no_harm(tmp_path: Path) -> None:
-    fuzz(tmp_path, seed=1, count=2_000)
+def test_two_thousand_mutated_archives_do_no_harm(memory_folder: Path) -> None:
+    fuzz(memory_folder, seed=1, count=2_000)
 
 
 @pytest.mark.slow
-def test_twenty_thousand_mutated_archives_do_no_harm(tmp_path: Path) -> None:
-    fuzz(tmp_path, seed=2, count=20_000)
+def test_twenty_thousand_mutated_archives_do_no_harm(memory_folder: Path) -> None:
+    fuzz(memory_folder, seed=2, count=20_000)
 
 
 def fuzz(tmp_path: Path, seed: int, count: int) -> None:

@@ -67,9 +67,8 @@ def test_the_command_line_makes_describes_lists_and_stops_a_job(cloud: Rehearsal
     listed = aws(cloud, "sagemaker", "list-training-jobs", "--status-equals", "InProgress")
     assert [line["TrainingJobName"] for line in listed["TrainingJobSummaries"]] == ["job-1"]
     aws(cloud, "sagemaker", "stop-training-job", "--training-job-name", "job-1")
-    waited = ["wait", "training-job-completed-or-stopped", "--training-job-name", "job-1"]
-    aws(cloud, "sagemaker", *waited)
     assert wait_for_end(sagemaker, "job-1")["TrainingJobStatus"] == "Stopped"
+    aws(cloud, "sagemaker", "wait", "training-job-completed-or-stopped", "--training-job-name", "job-1")
     groups = aws(cloud, "logs", "describe-log-groups")["logGroups"]
     assert [group["logGroupName"] for group in groups] == ["/aws/sagemaker/TrainingJobs"]
 

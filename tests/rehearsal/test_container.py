@@ -57,6 +57,7 @@ def test_a_container_is_the_first_process_of_a_machine_of_its_own(
     assert (made.stat().st_uid, made.stat().st_gid) == (os.geteuid(), os.getegid())
 
 
+@pytest.mark.slow
 def test_what_a_job_installs_goes_away_with_its_container(moto_cloud: Cloud, tmp_path: Path, each_level: str) -> None:
     files: dict[str, str | bytes] = {
         "train.py": "import tiny_rehearsed; print('version', tiny_rehearsed.__version__)",

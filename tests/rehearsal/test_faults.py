@@ -211,7 +211,7 @@ def test_without_capacity_the_job_is_taken_and_fails(faulty: Rehearsal) -> None:
 
 
 COUNTING = (
-    "cd /opt/ml/checkpoints; for step in 1 2 3 4 5 6; do if [ ! -e step-$step ]; then"
+    "trap 'exit 1' TERM; cd /opt/ml/checkpoints; for step in 1 2 3 4 5 6; do if [ ! -e step-$step ]; then"
     ' echo "[metrics] step=$step"; touch step-$step; sleep 0.5; fi; done; ls > /opt/ml/model/steps'
 )
 

@@ -345,6 +345,16 @@ def test_what_s3_refuses_is_the_jobs_failure(
     assert ending.failure_reason.startswith(reason)
 
 
+def test_the_scripts_failure_is_told_rather_than_that_of_the_upload_after_it(moto_cloud: Cloud, tmp_path: Path) -> None:
+    order = job_order(
+        moto_cloud,
+        tmp_path,
+        ["/bin/bash", "-c", "echo why > /opt/ml/output/failure; exit 3"],
+        OutputDataConfig={"S3OutputPath": "s3://no-such-bucket/o"},
+    )
+    assert run(order).failure_reason == "AlgorithmError: why\n, exit code: 3"
+
+
 def test_a_job_that_is_stopped_before_its_start_starts_nothing(moto_cloud: Cloud, tmp_path: Path) -> None:
     one = Runner(job_order(moto_cloud, tmp_path, ["/bin/true"]), Seen())
     one.stop()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import itertools
 import json
+import os
+import subprocess
 import tarfile
 import time
 import urllib.error
@@ -355,6 +357,19 @@ def test_a_web_page_gets_no_answer(cloud: Rehearsal) -> None:
             urllib.request.urlopen(request, timeout=10)
         caught.value.close()
         assert caught.value.code == 403
+
+
+def test_another_user_of_this_machine_gets_no_answer(cloud: Rehearsal) -> None:
+    if os.geteuid() != 0 or not Path("/proc/net/tcp").exists():
+        pytest.skip("only root can be somebody else, and only Linux tells who calls")
+    port = cloud.url.rpartition(":")[2]
+    ask = f"exec 3<>/dev/tcp/127.0.0.1/{port}; printf 'GET /rehearsal/state HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3"
+    own = subprocess.run(["/bin/bash", "-c", ask], cwd="/", capture_output=True, timeout=30)
+    others = subprocess.run(
+        ["/bin/bash", "-c", ask], cwd="/", capture_output=True, timeout=30, user=65_534, group=65_534
+    )
+    assert b"jobs" in own.stdout
+    assert b"HTTP" not in others.stdout
 
 
 def test_state_tells_jobs_and_calls_and_a_jobs_own_calls_are_not_counted(cloud: Rehearsal, sagemaker: Any) -> None:
