@@ -281,7 +281,10 @@ def status(run_id: o.RunId = None, as_json: o.Json = False) -> None:
     if as_json:
         render.print_json(render.run_json(run, metrics, events))
     else:
-        render.show_status(run, events, metrics, watch.error_lines(run) if run.state == "failed" else None)
+        lines = watch.error_lines(run) if run.state == "failed" else None
+        render.show_status(run, events, metrics, lines, watch.explanation(run).get("hint"))
+    if run.ended:
+        finding.mark_told(run)
 
 
 @app.command()

@@ -12,7 +12,6 @@ from typing import Any
 from orchestrator import api, backends, finding
 from orchestrator.errors import BadInput
 from orchestrator.preparing import Prepared
-from orchestrator.spec import CloudOptions
 
 
 def _sdk() -> None:

@@ -114,7 +114,7 @@ def candidates(spec: TrainingSpec) -> tuple[TrainingSpec, ...]:
 
 def _plan(spec: TrainingSpec, checked: _Checked, manifest: Manifest, stage: Stage, data_uris: Pairs) -> Plan:
     found = checked.entrypoint
-    seconds, seconds_from = _expected_seconds(spec, found)
+    seconds, seconds_from = _expected_seconds(spec, found, checked.place)
     return Plan(
         run_id=checked.run_id,
         name=spec.name or found.name,
@@ -201,15 +201,18 @@ def megabytes(size_bytes: int) -> str:
     return f"{size_bytes / 1e3:,.1f} kB" if size_bytes < 1e6 else f"{size_bytes / 1e6:,.1f} MB"
 
 
-def _expected_seconds(spec: TrainingSpec, found: Entrypoint) -> tuple[float | None, str]:
+def _expected_seconds(spec: TrainingSpec, found: Entrypoint, place: AwsPlace | None) -> tuple[float | None, str]:
     asked = specs.as_json(spec)
     same = {
         key: asked[key] for key in ("arguments", "hyperparameters", "data", "backend", "instance", "count", "processes")
     }
     with Ledger.open_to_read(state.ledger_file()) as ledger:
-        seconds = ledger.earlier_seconds(plan.script_key(found), same)
+        seconds = ledger.earlier_seconds(plan.script_key(found), same, rehearsed=spec.rehearse)
     if seconds is not None:
-        return seconds, "as long as the same script with the same arguments last took on this machine"
+        where = f"on {spec.instance}" if place is not None and not place.rehearsed else "on this machine"
+        return seconds, f"as long as the same script with the same arguments last took {where}"
+    if place is not None:
+        return float(place.max_seconds), f"at most; the hard stop is {place.max_seconds_from}"
     if spec.max_hours is not None:
         return float(spec.max_hours * 3600), "the most that --max-hours allows"
     return None, "not known: it has not run here yet, and there is no --max-hours"

@@ -118,7 +118,7 @@ def tell_end(prepared: Prepared | None, run: Run, *, as_json: bool) -> None:
     fault = watch.fault(run)
     if as_json:
         told = {} if fault is None else {"error": fault.what, "hint": fault.hint}
-        costs = {"costs": render.costs_json(prepared.plan, run.seconds())} if prepared else {}
+        costs = {"costs": render.costs_json(prepared.plan, run.billable_seconds or run.seconds())} if prepared else {}
         render.print_json({**render.run_json(run, metrics), **told, **costs})
     elif fault is None:
         render.show_receipt(prepared.plan if prepared else None, run, metrics)

@@ -121,7 +121,7 @@ SUBMIT_ROWS: list[tuple[list[str], int, str]] = [
     (["--rehearse"], 2, "--rehearse rehearses a cloud"),
     ([*AWS, "--instance", "ml.t2.medium"], 3, "ml.t3.medium"),
     ([*AWS, "--instance", "ml.m5.xlarge,ml.t2.medium"], 3, "ml.t2.medium"),
-    ([*AWS, "--instance", "ml.m5.xlarge", "--region", "us-east-9"], 3, "us-east-1"),
+    ([*AWS, "--instance", "ml.m5.xlarge", "--region", "us-east-9"], 3, "us-east-2"),
     ([*AWS, "--instance", "ml.m5.xlarge", "--role", "training"], 2, "is not the ARN of a role"),
     ([*AWS, "--instance", "ml.m5.xlarge", "--bucket", "My_Bucket"], 2, "cannot be a bucket's name"),
     ([*AWS, "--instance", "ml.m5.xlarge", "--max-wait", "3"], 2, "--max-wait has no effect without --spot"),

@@ -97,7 +97,7 @@ def test_a_run_that_starts_while_somebody_looks_is_never_given_up(
     orchestrate: Orchestrate, project: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A slow look at a run (a busy or suspended machine) that was being submitted when it began."""
-    from orchestrator import launch
+    from orchestrator import finding
     from orchestrator.backends import local
 
     (project / "train.py").write_text(SLOW_SCRIPT)
@@ -109,7 +109,7 @@ def test_a_run_that_starts_while_somebody_looks_is_never_given_up(
     monkeypatch.setattr(local, "_alive", slowly)
     command = start("submit", "--detach", cwd=project)
     wait_until(lambda: (home / "ledger.sqlite").exists() and newest(home)["state"], what="the intent")
-    launch.reconcile()
+    finding.reconcile()
     command.communicate(timeout=60)
     assert newest(home)["state"] == "running"
     monkeypatch.undo()

@@ -221,7 +221,7 @@ _REFUSALS = (
     ),
     (
         r"perform: (?P<action>[\w:*]+)( on resource: (?P<resource>[^\s,]+))?.* explicit deny",
-        "a policy of your organisation forbids {action} on {resource}",
+        "an explicit deny in a policy forbids {action} on {resource}",
         "ask whoever runs the AWS account; or another login: --profile NAME",
     ),
     (
@@ -235,8 +235,13 @@ _REFUSALS = (
         "--kms-key of one in the job's region; you and the role need kms:GenerateDataKey, kms:Decrypt and kms:CreateGrant",
     ),
     (
+        r"perform: sagemaker:AddTags",
+        "your login may not put tags on training jobs (sagemaker:AddTags)",
+        "have it allowed: by its tags a job that was made is found again; or another login: --profile NAME",
+    ),
+    (
         r"perform: (?P<action>[\w:*]+) on resource: (?P<resource>[^\s,]+)",
-        "your login may not {action} on {resource}",
+        "your login is not allowed {action} on {resource}",
         "have it allowed, or take another login: --profile NAME",
     ),
     (
@@ -254,11 +259,6 @@ _REFUSALS = (
         r"NoSuchBucket|bucket does not exist",
         "there is no bucket {bucket}",
         "--bucket NAME of one that is there: aws s3 ls lists yours",
-    ),
-    (
-        r"AddTags|tags?\b.*not authorized",
-        "your login may not put tags on training jobs",
-        "have sagemaker:AddTags allowed: by its tags a job that was made is found again",
     ),
 )
 

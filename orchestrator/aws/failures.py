@@ -17,8 +17,9 @@ class Explained:
 
 
 PULL = "ecr:BatchGetImage, ecr:GetDownloadUrlForLayer, ecr:BatchCheckLayerAvailability and ecr:GetAuthorizationToken"
-# Why a job ended: a pattern over its reason and its last lines, the kind, what it means, what to do. The first that fits.
-_FAILURES = (
+Failure = tuple[str, str, str, str]
+# Why a job ended: a pattern, the kind, what it means, what to do. The first that fits. What the service says of itself:
+_SERVICE_FAILURES: Sequence[Failure] = (
     (
         r"CapacityError|Unable to provision requested ML compute|Insufficient.?(Instance)?Capacity",
         "capacity",
@@ -75,12 +76,6 @@ _FAILURES = (
         "aws s3 ls on what --data names, with the role",
     ),
     (
-        r"No space left on device|Errno 28\b|disk (is )?full",
-        "disk",
-        "the machine's disk is full",
-        "a larger --volume, and fewer checkpoints kept",
-    ),
-    (
         r"Artifact upload failed|[Uu]nable to upload|model\.tar\.gz.*fail",
         "output",
         "what the run left could not be uploaded",
@@ -97,6 +92,27 @@ _FAILURES = (
         "limit",
         "the run was stopped at its limit of time",
         "--resume-from {run} with a higher --max-hours or --budget",
+    ),
+    (
+        r"InternalServerError|encountered an internal error",
+        "internal",
+        "SageMaker itself failed",
+        "the same command again with --resume-from {run}; if it does so again, AWS support has the reason",
+    ),
+    (
+        r"\bInterrupted\b|spot (instance )?(was )?(interrupted|reclaimed)|SpotInterruption",
+        "spot",
+        "the spot machine was taken away",
+        "--resume-from {run}; or without --spot",
+    ),
+)
+# And what a script says, in the job's reason or its last error.
+_SCRIPT_FAILURES: Sequence[Failure] = (
+    (
+        r"No space left on device|Errno 28\b|disk (is )?full",
+        "disk",
+        "the machine's disk is full",
+        "a larger --volume, and fewer checkpoints kept",
     ),
     (
         r"CUDA out of memory|OutOfMemoryError: CUDA|CUBLAS_STATUS_ALLOC_FAILED|CUDA error: out of memory",
@@ -135,28 +151,22 @@ _FAILURES = (
         "name it in requirements.txt beside the script",
     ),
     (
-        r"could not be installed|No matching distribution found|ResolutionImpossible",
+        r"cannot install requirements|No matching distribution found|ResolutionImpossible",
         "requirement",
         "a package of requirements.txt could not be installed",
         "pip install -r requirements.txt in a fresh environment shows which",
+    ),
+    (
+        r"package is not the one submitted",
+        "package",
+        "what lay in the bucket was not what was submitted; the script was not started",
+        "see who else writes beneath the bucket's orchestrate/code/, then orchestrate submit --again",
     ),
     (
         r"NCCL error|ncclUnhandledCudaError|ncclSystemError|ncclRemoteError|Connection closed by peer|Socket Timeout",
         "distributed",
         "the machines of the run lost each other",
         "the first host's own error is in orchestrate logs {run}; --env NCCL_DEBUG=INFO tells more",
-    ),
-    (
-        r"InternalServerError|encountered an internal error",
-        "internal",
-        "SageMaker itself failed",
-        "the same command again with --resume-from {run}; if it does so again, AWS support has the reason",
-    ),
-    (
-        r"\bInterrupted\b|spot (instance )?(was )?(interrupted|reclaimed)|SpotInterruption",
-        "spot",
-        "the spot machine was taken away",
-        "--resume-from {run}; or without --spot",
     ),
 )
 _EXIT_CODES: Mapping[int, tuple[str, str, str]] = {
@@ -173,7 +183,7 @@ _EXIT_CODES: Mapping[int, tuple[str, str, str]] = {
     132: ("crash", "the script used an instruction that this processor lacks (132)", "another --instance"),
     143: ("stopped", "the script was told to stop (143) and did", "--resume-from {run} goes on"),
 }
-_ERROR_LINE = re.compile(r"^\W*(?:\[\w+\]: ?)?[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit|Warning)\b(?!Code).*")
+_ERROR_LINE = re.compile(r"(?:\s*\[[^\]]*\]:?\s*)*(?P<error>[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)\b.*)")
 
 
 def failure(
@@ -191,44 +201,43 @@ def failure(
     reason = reason or ""
     codes = [abs(code) + 128 if code < 0 else code for code in exit_codes]
     codes += [int(code) for code in re.findall(r"[Ee]xit [Cc]ode:? '?(\d+)", reason)]
-    # The reason first: what the service itself says outweighs a word in the script's output.
-    for text in (reason, "\n".join(lines[-40:])):
-        for pattern, kind, what, hint in _FAILURES:
+    by_script = reason.startswith("AlgorithmError") or not reason
+    error = _last_error([*reason.splitlines(), *lines]) if by_script else one_line(reason)
+    # An error that the script met and mended earlier is no reason: of its lines only the last error counts.
+    texts = (reason, error or "\n".join(lines[-5:])) if by_script else (reason,)
+    for text in texts:
+        for pattern, kind, what, hint in _SCRIPT_FAILURES if by_script else (*_SERVICE_FAILURES, *_SCRIPT_FAILURES):
             match = re.search(pattern, text)
             if match:
-                return _explained(kind, what, hint, reason, lines, Names(context, match.groupdict()))
-        if text is reason and reason.startswith(("ClientError", "InternalServerError")):
-            break  # the script never ran, or had ended: its lines do not tell
+                return _explained(kind, what, hint, error, Names(context, match.groupdict()))
     for code in codes:
         if code in _EXIT_CODES:
-            return _explained(*_EXIT_CODES[code], reason, lines, Names(context, {}))
+            return _explained(*_EXIT_CODES[code], error, Names(context, {}))
     if not codes and not reason.startswith("AlgorithmError"):
         return Explained("other", one_line(reason) or "no reason was given", _logs_hint(context))
     failed = [code for code in codes if code]
     exited = f"the script ended with exit code {failed[0]}" if failed else "the script failed"
-    return _explained("script", exited, _logs_hint(context), reason, lines, Names(context, {}))
+    return _explained("script", exited, _logs_hint(context), error, Names(context, {}))
 
 
 def _logs_hint(context: Mapping[str, str]) -> str:
     return f"orchestrate logs {context['run']} shows all of it" if context.get("run") else "the log shows all of it"
 
 
-def _explained(
-    kind: str, what: str, hint: str, reason: str, lines: Sequence[str], names: Mapping[str, str]
-) -> Explained:
-    """The finished text, with the script's own last error, or the service's words where there is none."""
+def _explained(kind: str, what: str, hint: str, error: str, names: Mapping[str, str]) -> Explained:
+    """The finished text, with the *error* that tells more, where there is one."""
     what = what.format_map(names)
-    error = _last_error([*reason.splitlines(), *lines])
-    detail = error or (one_line(reason) if kind not in ("script", "limit", "stopped") else "")
-    return Explained(kind, f"{what}: {detail}" if detail else what, hint.format_map(names))
+    told_already = kind in ("limit", "spot")  # their reason is one word of the service's
+    return Explained(kind, what if told_already or not error else f"{what}: {error}", hint.format_map(names))
 
 
 def _last_error(lines: Sequence[str]) -> str:
-    found = [line for line in lines if _ERROR_LINE.match(line) and not _SERVICE.match(line)]
-    return one_line(found[-1]) if found else ""
+    """The last line of *lines* that names an exception, without marks of hosts and ranks before it."""
+    found = [match for line in lines if (match := _ERROR_LINE.match(_SERVICE.sub("", line)))]
+    return re.sub(r", exit code: -?\d+$", "", one_line(found[-1]["error"])) if found else ""
 
 
-_SERVICE = re.compile(r"\W*(ClientError: |AlgorithmError|CapacityError|InternalServerError|UnexpectedStatusException)")
+_SERVICE = re.compile(r"^(ClientError|AlgorithmError|CapacityError|InternalServerError)\b:? ?")
 
 
 def one_line(text: str, limit: int = 300) -> str:
@@ -238,7 +247,7 @@ def one_line(text: str, limit: int = 300) -> str:
 
 
 class Names(dict[str, str]):
-    """What a message may name: the pattern's groups, the context, `…` for what neither knows."""
+    """What a message may name: the pattern's groups, the context, and for what neither knows its name: `RUN`."""
 
     def __init__(self, context: Mapping[str, str], found: Mapping[str, str | None]) -> None:
         super().__init__({**context, **{name: text for name, text in found.items() if text}})

@@ -355,7 +355,7 @@ class Bucket:
                         have += file.write(block)
                         counted.add(len(block))
             except BotoCoreError:  # of a body that broke off: the client tries no more once the headers have come
-                failures = failures + 1 if have == before else 1
+                failures = failures + 1 if have == before else 0
                 if failures >= TRIES:
                     raise
             else:

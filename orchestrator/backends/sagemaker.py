@@ -29,7 +29,13 @@ STOP_PATIENCE_SECONDS = 20.0
 
 
 def say(line: str) -> None:
-    print(f"[orchestrate] {line}", file=sys.stderr, flush=True)
+    """Tell on stderr what the cloud does to us, on a line of its own: the status line of a terminal gives way."""
+    begin = "\r\x1b[K" if sys.stderr.isatty() else ""
+    print(f"{begin}[orchestrate] {printable(line)}", file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
 
 class InTheCloud:

@@ -40,18 +40,17 @@ def serve(
     """
     from orchestrator.rehearsal.server import Rehearsal
 
+    told = threading.Event()
     with state.explained(folder):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        cloud = Rehearsal(
+            folder, port=port, faults=faults, quotas=quotas, grace_seconds=grace_seconds, level=level, stop_asked=told
+        )
         lock = control.hold(folder)
     if lock is None:
         standing = control.find(folder)
         at = "" if standing is None else f" at {standing.url} (process {standing.pid})"
         raise Conflict(f"a rehearsal of {folder} is already running{at}", hint="use that one, or stop it first")
-    told = threading.Event()
     before = _on_signals(told)
-    cloud = Rehearsal(
-        folder, port=port, faults=faults, quotas=quotas, grace_seconds=grace_seconds, level=level, stop_asked=told
-    )
     try:
         cloud.start()
         known = {"url": cloud.url, "pid": os.getpid()}

@@ -22,6 +22,7 @@ from typing import Any
 
 from orchestrator import state
 from orchestrator.errors import BadInput, OrchestrateError, StateError
+from orchestrator.rehearsal.faults import parse_all
 
 ACCOUNT = "123456789012"
 ROLE_NAME = "orchestrate-rehearsal"
@@ -101,6 +102,7 @@ def ensure(
     """
     if importlib.util.find_spec("moto") is None or importlib.util.find_spec("flask") is None:
         raise BadInput("a rehearsal needs moto", hint="pip install 'orchestrate-ml[rehearse]'")
+    parse_all(faults)  # before anything is started
     with state.explained(folder):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _alone(folder / STARTING):

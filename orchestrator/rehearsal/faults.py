@@ -165,6 +165,11 @@ class Faults:
         """The fault that this call of *operation* meets, if any."""
         return self._first(operation, lambda spec: not spec.of_job and spec.operation in ("*", operation))
 
+    def waiting(self, kind: str) -> FaultSpec | None:
+        """The fault of *kind* that comes next, without meeting it."""
+        with self._lock:
+            return next((armed.spec for armed in self._armed if armed.spec.kind == kind and not armed.spent), None)
+
     def on_job(self, kind: str, job_name: str) -> FaultSpec | None:
         """The fault of *kind* that this training job meets, if any."""
         return self._first(job_name, lambda spec: spec.kind == kind)

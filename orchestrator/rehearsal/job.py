@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.rehearsal import contract
-from orchestrator.rehearsal.faults import Faults
+from orchestrator.rehearsal.faults import Faults, FaultSpec
 from orchestrator.rehearsal.runner import LOG_GROUP, Ending, JobOrder, Runner
 
 ENDED = ("Completed", "Failed", "Stopped")
@@ -152,7 +152,6 @@ class Job:
         self.done = threading.Event()
         self._wake = threading.Event()
         self._runner: JobRunner | None = None
-        self._reclaimed = False
         self._training_since: float | None = None
         self.metrics = MetricTail(self.request["AlgorithmSpecification"].get("MetricDefinitions", []))
         self._move("Starting", WORDS["launch"])
@@ -261,7 +260,6 @@ class Job:
     def _attempt(self) -> Ending:
         with self.lock:
             self.attempt += 1
-            self._reclaimed = False
             self._training_since = None
             order = JobOrder(
                 name=self.name,
@@ -293,23 +291,22 @@ class Job:
 
     def _watch(self, runner: JobRunner, over: threading.Event) -> None:
         """Hold the limits, and take a spot job's machines away where a fault says so."""
-        reclaim = None
+        faults, decided = self.setting.faults, False
         while not over.wait(TICK_SECONDS):
             self._hold_limits()
-            since = self._training_since
-            if not self.spot or since is None or self._reclaimed:
+            reclaim = faults.waiting("reclaim") if self.spot and not decided else None
+            if reclaim is None or not self._due(reclaim):
                 continue
-            reclaim = reclaim or self.setting.faults.on_job("reclaim", self.name)
-            if reclaim is None:
-                continue
-            if reclaim.metrics is None:
-                due = time.monotonic() - since >= reclaim.after
-            else:
-                self.read_metrics()
-                due = self.metrics.lines >= reclaim.metrics
-            if due and not self.why_stopped:
-                self._reclaimed = True
+            decided = True
+            if not self.why_stopped and faults.on_job("reclaim", self.name):
                 runner.reclaim()
+
+    def _due(self, reclaim: FaultSpec) -> bool:
+        since = self._training_since
+        if since is None or reclaim.metrics is None:
+            return since is not None and time.monotonic() - since >= reclaim.after
+        self.read_metrics()
+        return self.metrics.lines >= reclaim.metrics
 
     def _hold_limits(self) -> None:
         condition = self.request["StoppingCondition"]

@@ -11,6 +11,7 @@ import shutil
 import socket
 import socketserver
 import struct
+import sys
 import threading
 import time
 import traceback
@@ -62,9 +63,7 @@ class _Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         super().close_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        import sys
-
-        if not isinstance(sys.exception() if hasattr(sys, "exception") else sys.exc_info()[1], OSError):
+        if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)  # a bug keeps its traceback; a lost client is none
 
     def close_connections(self) -> None:
@@ -110,10 +109,13 @@ def _handler() -> type:
 
         def run_wsgi(self) -> None:
             environ = self.make_environ()
-            if environ.get("wsgi.input_terminated"):
-                body = environ["wsgi.input"].read()
-            else:
-                body = self.rfile.read(int(environ.get("CONTENT_LENGTH") or 0))
+            length = environ.get("CONTENT_LENGTH") or "0"
+            if not length.isdecimal():
+                self.close_connection = True
+                self._send(Answer("400 Bad Request", (), b""))
+                return
+            chunked = environ.get("wsgi.input_terminated")
+            body = environ["wsgi.input"].read() if chunked else self.rfile.read(int(length))
             environ.pop("HTTP_TRANSFER_ENCODING", None)
             environ |= {"CONTENT_LENGTH": str(len(body)), "wsgi.input": io.BytesIO(body)}
             try:
@@ -178,7 +180,7 @@ class Rehearsal:
             raise BadInput(f"a rehearsal listens on a loopback address alone, not on {host}", hint="leave the host out")
         if not 0 <= port <= 65_535:
             raise BadInput(f"there is no port {port}", hint="--port 0 takes any free one")
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder, self.account, self.level = folder, account, level
         self._address = (host, port)
         self.faults = Faults(folder / "faults.jsonl", faults)

@@ -82,3 +82,13 @@ def calls(aws: Aws, bucket_name: str) -> Iterator[Calls]:
 @pytest.fixture
 def bucket(aws: Aws, bucket_name: str, calls: Calls) -> Bucket:
     return Bucket(aws, bucket_name, OWNER)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A data folder of five files."""
+    folder = tmp_path / "data"
+    (folder / "a/b").mkdir(parents=True)
+    for number, name in enumerate(["a/b/one.npz", "a/two", "ümläut", "empty", ".hidden"]):
+        (folder / name).write_bytes(b"x" * 1000 * number if name != "empty" else b"")
+    return folder

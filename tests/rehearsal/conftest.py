@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,10 +27,8 @@ def client(
     cloud: Rehearsal | str, service: str, region: str = REGION, *, attempts: int = 1, timeout: float = 30
 ) -> Any:
     """A boto3 client of *cloud*, which sends each call once; `close_clients` closes it."""
-    import boto3
     from botocore.config import Config
 
-    session = boto3.session.Session(control.ACCESS_KEY, control.SECRET_KEY, region_name=region)
     config = Config(
         retries={"total_max_attempts": attempts, "mode": "standard"},
         connect_timeout=5,
@@ -37,9 +36,17 @@ def client(
         proxies={},
     )
     url = cloud if isinstance(cloud, str) else cloud.url
-    made = session.client(service, endpoint_url=url, config=config)
+    made = _session().client(service, region, endpoint_url=url, config=config)
     _clients.append(made)
     return made
+
+
+@functools.cache
+def _session() -> Any:
+    """One for all tests of a process: it reads each service's model once."""
+    import boto3
+
+    return boto3.session.Session(control.ACCESS_KEY, control.SECRET_KEY)
 
 
 def close_clients() -> None:

@@ -58,6 +58,7 @@ def test_a_rehearsal_is_started_once_and_found_again(folder: Path) -> None:
     assert control.status(folder) is None
 
 
+@pytest.mark.slow
 def test_commands_at_once_start_one_server(folder: Path) -> None:
     code = (
         "import sys, pathlib; from orchestrator.rehearsal import control;"
@@ -90,6 +91,7 @@ def test_faults_go_to_the_server_that_runs(folder: Path) -> None:
         control.ensure(folder, faults=["explode"])
 
 
+@pytest.mark.slow
 def test_an_idle_server_ends_and_one_with_a_job_does_not(folder: Path) -> None:
     standing = control.ensure(folder, idle_seconds=1, grace_seconds=2)
     sagemaker = client(standing.url, "sagemaker")
@@ -193,13 +195,14 @@ def test_kill_minus_nine_leaves_no_process_of_a_job(folder: Path) -> None:
 
 def test_many_clients_at_once_are_served(folder: Path) -> None:
     standing = control.ensure(folder, quotas={"ml.m5.large": 3})
+    sagemaker = client(standing.url, "sagemaker")
     codes: list[str] = []
 
     def create(number: int) -> None:
         from botocore.exceptions import ClientError
 
         try:
-            client(standing.url, "sagemaker").create_training_job(**training_request(f"job-{number % 10}", "sleep 3"))
+            sagemaker.create_training_job(**training_request(f"job-{number % 10}", "sleep 5"))
             codes.append("")
         except ClientError as error:
             codes.append(error.response["Error"]["Code"])
@@ -215,6 +218,7 @@ def test_many_clients_at_once_are_served(folder: Path) -> None:
     assert len({job["name"] for job in jobs}) == len(jobs) == 3
 
 
+@pytest.mark.slow
 def test_a_spot_job_survives_a_reclaim_on_the_standing_server(folder: Path) -> None:
     standing = control.ensure(folder, faults=["reclaim:after=0.3"], grace_seconds=1)
     sagemaker = client(standing.url, "sagemaker")
