@@ -110,7 +110,7 @@ def create_once(aws: Aws, request: Mapping[str, Any], *, run_id: str, tell: Tell
                 raise explain.refusal(error, doing="create the training job", context=_context(request)) from error
             sent = sent or kind is not Kind.UNREACHABLE
             tell(f"no clear answer to the create call ({kind}): asking for {name}")
-            if _found(aws, request, run_id):
+            if is_there(aws, request, run_id=run_id):
                 return False
         else:
             crashpoints.reached("create answered")
@@ -130,7 +130,7 @@ def _context(request: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _found(aws: Aws, request: Mapping[str, Any], run_id: str) -> bool:
+def is_there(aws: Aws, request: Mapping[str, Any], *, run_id: str) -> bool:
     """Is the job of *request* there? Raises Conflict where another has its name, OutcomeUnknown where nobody answers."""
     name = request["TrainingJobName"]
     try:

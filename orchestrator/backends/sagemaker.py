@@ -107,6 +107,9 @@ class SageMakerBackend:
         with self._aws(run) as aws, told("submit the run"):
             self._check_account(run, aws)
             crashpoints.reached("login checked")
+            if run.state == RunState.STARTING and jobs.is_there(aws, request, run_id=run.id):
+                advance(RunState.ACCEPTED, note="the job was there already: its answer had been lost")
+                return self.hold(run)
             bucket = self._bucket(run, aws)
             bucket.check(aws.region)
             crashpoints.reached("bucket checked")

@@ -37,6 +37,7 @@ STEPS = (
     "packaged written",
     "login checked",
     "bucket checked",
+    "object about to be put",
     "object put",
     "bootstrap uploaded",
     "package uploaded",
