@@ -1,6 +1,6 @@
 """Compares the tables of AWS's PyTorch images with the installed SageMaker SDK's data, and takes over what is new.
 
-    python -m estimates.refresh_images            shows the difference; exits 1 if there is one
+    python -m estimates.refresh_images            shows the difference; exits 1 if something is new
     python -m estimates.refresh_images --write    takes it over into the tables
 
 Needs sagemaker-core and botocore (they come with the `sagemaker` extra), no credentials and no network; both are read as

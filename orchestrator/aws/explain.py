@@ -104,6 +104,7 @@ _KIND_OF_WORDS = (
     (r"CapacityError|Unable to provision requested ML compute capacity|Insufficient ?capacity", Kind.CAPACITY),
     (r"Rate exceeded|reduce your request rate", Kind.THROTTLED),
 )
+_SDKS = ("botocore", "boto3", "s3transfer", "urllib3")
 _CLOCK = r"Signature expired|Signature not yet current|RequestTimeTooSkewed|RequestInTheFuture|too large|too skewed"
 _NEVER_SENT = r"CERTIFICATE_VERIFY_FAILED|WRONG_VERSION_NUMBER|handshake|certificate verify failed|hostname"
 
@@ -118,13 +119,23 @@ def classify(error: BaseException) -> Kind:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """*error*, and what it was raised from: boto3's transfers wrap the SDK's errors in their own."""
-    seen = 0
-    while error is not None and seen < 10:
+    """*error*, and what it was raised from: boto3's transfers wrap the SDK's errors, and so do our own.
+
+    A bug that was met while an error was being handled is a bug, and nothing else.
+    """
+    for _ in range(10):
+        if error is None:
+            return
         yield error
         last = getattr(error, "last_exception", None)
-        error = last if isinstance(last, BaseException) else error.__cause__ or error.__context__
-        seen += 1
+        if _is_the_sdks(error):
+            error = last if isinstance(last, BaseException) else error.__cause__ or error.__context__
+        else:
+            error = error.__cause__ if isinstance(error, OrchestrateError) else None
+
+
+def _is_the_sdks(error: BaseException) -> bool:
+    return any(one.__module__.startswith(_SDKS) for one in type(error).__mro__)
 
 
 def _kind_of(error: BaseException) -> Kind:

@@ -183,7 +183,7 @@ _EXIT_CODES: Mapping[int, tuple[str, str, str]] = {
     132: ("crash", "the script used an instruction that this processor lacks (132)", "another --instance"),
     143: ("stopped", "the script was told to stop (143) and did", "--resume-from {run} goes on"),
 }
-_ERROR_LINE = re.compile(r"(?:\s*\[[^\]]*\]:?\s*)*(?P<error>[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)\b.*)")
+_ERROR_LINE = re.compile(r"(?:\s*\[[^\]]*\]:?)*\s*(?P<error>[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)\b.*)")
 
 
 def failure(

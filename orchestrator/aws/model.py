@@ -45,7 +45,8 @@ class Violation:
     """One thing that the service refuses. *value* is None for a member that is missing."""
 
     path: str
-    """As AWS writes it: `resourceConfig.instanceType`, `inputDataConfig.1.member.channelName`, `environment.[KEY]`."""
+    """As AWS writes it: `resourceConfig.instanceType`, `inputDataConfig.1.member.channelName`, `environment.[KEY]`. A
+    name that the API does not know stands as it was given."""
     value: Any
     constraint: str
     """As AWS writes it: `Member must have length less than or equal to 63`."""
@@ -160,7 +161,7 @@ def _structure(shape: Mapping[str, Any], value: Mapping[str, Any], path: str) ->
             yield Violation(_joined(path, name), None, NULL)
     for name, item in value.items():
         if name not in shape["members"]:
-            yield Violation(_joined(path, str(name)), _plain(item), UNKNOWN)
+            yield Violation(f"{path}.{name}" if path else str(name), _plain(item), UNKNOWN)
         elif item is None and name not in shape.get("required", ()):
             yield Violation(_joined(path, name), None, NULL)
     if shape.get("union") and len(given) != 1:

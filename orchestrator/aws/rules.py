@@ -96,9 +96,9 @@ def _of_model(found: Sequence[model.Violation]) -> Iterator[OrchestrateError]:
 
 def _in_our_words(one: model.Violation) -> OrchestrateError:
     option = _option(one.path)
-    named = option if option != EXTRA else one.path
+    named = option if option != EXTRA else _printable(one.path)
     if one.constraint == model.NULL:
-        return BadInput(f"{one.path} is missing", hint=_hint(option))
+        return BadInput(f"{_printable(one.path)} is missing", hint=_hint(option))
     bound = _BOUND.search(one.constraint)
     if bound is None:
         return BadInput(f"{named}{_value(one, option)}: {_words(one, option)}", hint=_hint(option))
@@ -142,7 +142,7 @@ def _unknown(one: model.Violation) -> OrchestrateError:
     names = {member[:1].lower() + member[1:]: member for member in known}
     close = difflib.get_close_matches(name.lower(), [each.lower() for each in names], n=1)
     meant = next((member for each, member in names.items() if close and each.lower() == close[0]), None)
-    where = f" in {parent}" if parent else ""
+    where = f" in {_printable(parent)}" if parent else ""
     hint = f"did you mean {meant}?" if meant else f"it has {', '.join(sorted(known))}"
     return BadInput(f"{EXTRA}: SageMaker has no field {shown(name)}{where}", hint=hint)
 
@@ -358,6 +358,11 @@ def _option(path: str) -> str:
         if option:
             return option
     return EXTRA
+
+
+def _printable(path: str) -> str:
+    """*path*, in which the names of a map or of an unknown field may be anything."""
+    return shown(path)[1:-1]
 
 
 def _hint(option: str) -> str:

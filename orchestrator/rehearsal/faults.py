@@ -124,7 +124,7 @@ class _Armed:
 
     def __init__(self, spec: FaultSpec) -> None:
         self.spec = spec
-        self.seed = random.SystemRandom().randrange(2**31) if spec.seed is None else spec.seed
+        self.seed = random.SystemRandom().randrange(10**9) if spec.seed is None else spec.seed
         self.dice = random.Random(self.seed)  # noqa: S311 - dice that can be thrown again, no secret
         self.seen = self.fired = 0
 

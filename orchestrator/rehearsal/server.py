@@ -75,21 +75,26 @@ class _Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
                     continue
 
 
+_ESTABLISHED = "01"
+
+
 def _same_user(peer: tuple[str, int], own: tuple[str, int]) -> bool:
     """Whether the other end of a loopback connection belongs to this user; True where the system does not tell.
 
     A job is run with this user's rights: on a machine of many users, none of the others may start one.
     """
     here, there = _kernel_address(peer), _kernel_address(own)
-    try:
-        with Path("/proc/net/tcp").open(encoding="ascii") as table:
-            for line in table:
-                words = line.split()
-                if words[1] == here and words[2] == there:
-                    return words[3] == "01" and int(words[7]) in (0, os.geteuid())
-    except OSError:
-        return True
-    return False
+    listed = False
+    for table, mapped in (("tcp", ""), ("tcp6", "0000000000000000FFFF0000")):  # Java's clients are IPv6 sockets
+        try:
+            lines = Path("/proc/net", table).read_text("ascii").splitlines()[1:]
+        except OSError:
+            continue
+        for words in map(str.split, lines):
+            listed = listed or words[1] == there
+            if words[1] == mapped + here and words[2] == mapped + there:
+                return words[3] == _ESTABLISHED and int(words[7]) in (0, os.geteuid())
+    return not listed  # a table without even our own end tells nothing; else the caller has hung up
 
 
 def _kernel_address(address: tuple[str, int]) -> str:

@@ -266,3 +266,8 @@ def test_ranks_and_hosts_before_an_error_are_left_out() -> None:
     assert explained.kind == "distributed"
     assert explained.what.endswith("lost each other: torch.distributed.DistBackendError: NCCL error in: x.cpp")
     assert "orchestrate logs r-9" in explained.hint
+
+
+def test_a_line_of_many_brackets_is_read_in_no_time() -> None:
+    lines = ["[=] " * 2000 + "!", "  [x] " * 200]
+    assert explain.failure("AlgorithmError: , exit code: 1", exit_codes=(1,), lines=lines).kind == "script"

@@ -65,7 +65,7 @@ def test_the_least_that_the_model_asks_for_is_passed() -> None:
             "environment.[KEY]: Member must have length less than or equal to 512",
         ),
         ({"Environment": {"1A": ""}}, "environment.[1A]: Member must satisfy regular expression pattern"),
-        ({"Nonsense": 1}, "nonsense: Member is not known to the API"),
+        ({"Nonsense": 1}, "Nonsense: Member is not known to the API"),
         ({"Environment": ["a"]}, "environment: Member must be of type map"),
         ({"EnableNetworkIsolation": "true"}, "enableNetworkIsolation: Member must be of type boolean"),
     ],

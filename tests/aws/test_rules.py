@@ -173,7 +173,7 @@ def test_a_good_request_is_passed() -> None:
         ({"Tags": [{"Key": "AWS:cost", "Value": "1"}]}, "--tag 'AWS:cost': names that begin with aws: are AWS's own"),
         ({"Tags": [{"Key": "a", "Value": "#"}]}, "--tag '#': letters, digits, spaces and _ . : / = + - @ only"),
         ({"Tags": [{"Key": f"t{i}", "Value": "1"} for i in range(51)]}, "--tag: 51 given, at most 50"),
-        ({"EnableManagedSpotTrainin": True}, "SageMaker has no field 'enableManagedSpotTrainin'"),
+        ({"EnableManagedSpotTrainin": True}, "SageMaker has no field 'EnableManagedSpotTrainin'"),
         ({"EnableNetworkIsolation": "yes"}, "enableNetworkIsolation 'yes': must be of type boolean"),
     ],
     ids=lambda value: str(value)[:50] if isinstance(value, str) else ",".join(value)[:60],

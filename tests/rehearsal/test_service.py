@@ -6,6 +6,7 @@ import datetime
 import itertools
 import json
 import os
+import socket
 import subprocess
 import tarfile
 import time
@@ -371,6 +372,18 @@ def test_another_user_of_this_machine_gets_no_answer(cloud: Rehearsal) -> None:
     )
     assert b"jobs" in own.stdout
     assert b"HTTP" not in others.stdout
+
+
+def test_a_client_with_an_ipv6_socket_is_answered(cloud: Rehearsal) -> None:
+    if not socket.has_ipv6:
+        pytest.skip("no IPv6 here")
+    with socket.socket(socket.AF_INET6) as connection:
+        try:
+            connection.connect(("::ffff:127.0.0.1", int(cloud.url.rpartition(":")[2])))
+        except OSError as error:
+            pytest.skip(f"no IPv6 here: {error}")
+        connection.sendall(b"GET /rehearsal/state HTTP/1.0\r\n\r\n")
+        assert connection.recv(12) == b"HTTP/1.1 200"
 
 
 def test_state_tells_jobs_and_calls_and_a_jobs_own_calls_are_not_counted(cloud: Rehearsal, sagemaker: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -81,6 +82,20 @@ def test_a_file_that_a_killed_server_left_is_not_believed(folder: Path) -> None:
     second = control.ensure(folder)
     assert second.pid != first.pid
     assert control.call(second.url, "GET", "state")["jobs"] == []
+
+
+def test_who_looks_for_a_server_is_not_taken_for_one_and_keeps_none_from_starting(folder: Path) -> None:
+    folder.mkdir()
+    with (folder / control.ALIVE).open("wb") as looked_at:
+        (folder / "server.json").write_text('{"url": "http://127.0.0.1:1", "pid": 1}')
+        fcntl.flock(looked_at, fcntl.LOCK_SH)
+        assert control.find(folder) is None
+        threading.Timer(0.1, fcntl.flock, (looked_at, fcntl.LOCK_UN)).start()
+        lock = control.hold(folder)
+    assert lock is not None
+    assert control.find(folder) is not None
+    assert control.hold(folder) is None
+    os.close(lock)
 
 
 def test_faults_go_to_the_server_that_runs(folder: Path) -> None:
