@@ -69,7 +69,13 @@ def test_the_readmes_own_script_commands_run(orchestrate: Orchestrate, project: 
     (project / "data" / "x.csv").write_text("1\n")
     for line in shown_commands():
         words = shlex.split(line)[1:]
-        if words[0] in ("submit", "package") and not {"mlp", "--detach", "--processes", "--resume-from", "--backend"} & set(words):
+        if words[0] in ("submit", "package") and not {
+            "mlp",
+            "--detach",
+            "--processes",
+            "--resume-from",
+            "--backend",
+        } & set(words):
             answer = orchestrate(*words)
             assert answer.code == 0, f"{line}: {answer.err}"
 

@@ -32,6 +32,12 @@ _ASKED = (Kind.AMBIGUOUS, Kind.EXISTS, Kind.UNREACHABLE)
 Tell = Callable[[str], None]
 
 
+class UnreadableAnswer(Exception):
+    """An answer that no AWS service gave: as with a bad gateway's, what was asked for may have been done."""
+
+    response: Mapping[str, Any] = {"Error": {}, "ResponseMetadata": {"HTTPStatusCode": 502}}
+
+
 @dataclass(frozen=True)
 class Standing:
     """How a job stands: state is ours, remote_status the cloud's own word. Times are UTC, ISO 8601."""
@@ -47,16 +53,17 @@ class Standing:
 
 
 @contextlib.contextmanager
-def told(doing: str) -> Iterator[None]:
-    """Turn what the SDK raises while *doing* something into one clear line with a remedy."""
+def told(doing: str, context: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Turn what the SDK raises while *doing* something into one clear line with a remedy; see explain.refusal."""
     try:
         yield
     except (OrchestrateError, KeyboardInterrupt, GeneratorExit):
         raise
     except Exception as error:
-        if not type(error).__module__.startswith(("botocore", "boto3", "s3transfer", "urllib3")):
+        ours = isinstance(error, UnreadableAnswer)
+        if not ours and not type(error).__module__.startswith(("botocore", "boto3", "s3transfer", "urllib3")):
             raise
-        raise explain.refusal(error, doing=doing) from error
+        raise explain.refusal(error, doing=doing, context=context) from error
 
 
 def pace_of(endpoint: str | None) -> float:
@@ -76,6 +83,10 @@ def describe(aws: Aws, name: str) -> dict[str, Any] | None:
         if explain.classify(error) is Kind.MISSING:
             return None
         raise
+    if (
+        "TrainingJobStatus" not in answer
+    ):  # a login page, a broken proxy: botocore makes an answer without members of it
+        raise UnreadableAnswer("SageMaker's answer is not one")
     return answer
 
 
@@ -100,14 +111,15 @@ def create_once(aws: Aws, request: Mapping[str, Any], *, run_id: str, tell: Tell
             time.sleep(pace * 2**attempt * random.uniform(0.5, 1.0))  # noqa: S311 - spreads, does not hide
         crashpoints.reached("create about to be sent")
         try:
-            client.create_training_job(**request)
+            if "TrainingJobArn" not in client.create_training_job(**request):
+                raise UnreadableAnswer("SageMaker's answer is not one")
         except Exception as error:
             kind = explain.classify(error)
             if kind is Kind.THROTTLED:
                 tell("SageMaker asks to wait (throttled); trying again")
                 continue
             if kind not in _ASKED:
-                raise explain.refusal(error, doing="create the training job", context=_context(request)) from error
+                raise explain.refusal(error, doing="create the training job", context=_context(request, aws)) from error
             sent = sent or kind is not Kind.UNREACHABLE
             tell(f"no clear answer to the create call ({kind}): asking for {name}")
             if is_there(aws, request, run_id=run_id):
@@ -121,12 +133,16 @@ def create_once(aws: Aws, request: Mapping[str, Any], *, run_id: str, tell: Tell
     raise OutcomeUnknown(what, hint=f"orchestrate resume {run_id}   (it asks first, and never starts a second job)")
 
 
-def _context(request: Mapping[str, Any]) -> dict[str, str]:
+def _context(request: Mapping[str, Any], aws: Aws) -> dict[str, str]:
     return {
         "instance": str(request["ResourceConfig"].get("InstanceType", "")),
         "role": str(request["RoleArn"]),
         "image": str(request["AlgorithmSpecification"].get("TrainingImage", "")),
         "job": str(request["TrainingJobName"]),
+        "bucket": str(request["CheckpointConfig"]["S3Uri"]).removeprefix("s3://").partition("/")[0],
+        "kms_key": str(request["OutputDataConfig"].get("KmsKeyId", "")),
+        "region": aws.region,
+        "profile": aws.profile or "",
     }
 
 
@@ -140,7 +156,7 @@ def is_there(aws: Aws, request: Mapping[str, Any], *, run_id: str) -> bool:
         if kind in (Kind.THROTTLED, Kind.AMBIGUOUS, Kind.UNREACHABLE):
             return False  # ask again by sending again: the service takes a name once
         if kind in (Kind.EXPIRED, Kind.NO_CREDENTIALS):
-            raise explain.refusal(error, doing=f"ask for {name}", context=_context(request)) from error
+            raise explain.refusal(error, doing=f"ask for {name}", context=_context(request, aws)) from error
         what = f"{name} may have been made: the question was refused ({error})"
         raise OutcomeUnknown(what, hint=f"orchestrate resume {run_id}") from error
     if described is None:

@@ -194,13 +194,17 @@ def _image(
         return options.image, "named by --image"
     if machine is None or region is None:
         return "", ""  # said already
+    if machine.vcpus is None:
+        what = f"the hardware of {machine.name} is not known here, and so neither which image fits it"
+        problems.append(NotInCatalog(what, hint="--image URI"))
+        return "", ""
     try:
         found = images.find(region, gpu=machine.gpu if machine.gpu_count else None, torch=options.torch)
     except catalog.CatalogError as error:
         problems.append(NotInCatalog(error.what, hint=error.hint))
         return "", ""
     asked = "as --torch asks" if options.torch else f"the newest that runs on {machine.name}"
-    return found.uri, f"PyTorch {found.torch}, {asked}"
+    return found.uri, f"PyTorch {found.torch}, {asked}" + (f" ({found.note})" if found.note else "")
 
 
 def limit(

@@ -104,7 +104,7 @@ class SageMakerBackend:
         progress: Progress | None = None,
     ) -> InTheCloud:
         """Upload what goes along, by content, and have the job made, once. May be called again at any point of it."""
-        with self._aws(run) as aws, told("submit the run"):
+        with self._aws(run) as aws, told("submit the run", _context(run)):
             self._check_account(run, aws)
             crashpoints.reached("login checked")
             if run.state == RunState.STARTING and jobs.is_there(aws, request, run_id=run.id):
@@ -165,7 +165,7 @@ class SageMakerBackend:
         """The run as SageMaker tells it. Raises what keeps it from being asked: LoginNeeded, CloudRefused."""
         if run.ended or run.state in UNSENT or state.is_held(Path(run.run_dir) / state.SUBMIT_LOCK):
             return run
-        with self._aws(run) as aws, told(f"ask for {run.remote_id}"):
+        with self._aws(run) as aws, told(f"ask for {run.remote_id}", _context(run)):
             return following.look(aws, run, ledger)
 
     def logs(self, run: Run, *, follow: bool) -> Iterator[bytes]:
@@ -178,7 +178,7 @@ class SageMakerBackend:
         here = collecting.collected(run)
         if here or run.state in UNSENT:
             return here
-        with self._aws(run) as aws, told("list the run's files"):
+        with self._aws(run) as aws, told("list the run's files", _context(run)):
             return collecting.listed(self._bucket(run, aws), run)
 
     def collect(
@@ -188,7 +188,7 @@ class SageMakerBackend:
         here = collecting.collected(run)
         if here:
             return copy_artifacts(here, folder)
-        with self._aws(run) as aws, told("fetch the run's files"):
+        with self._aws(run) as aws, told("fetch the run's files", _context(run)):
             made = collecting.fetched(self._bucket(run, aws), run, folder, checkpoints=checkpoints, progress=progress)
         if folder == collecting.root_of(run):
             collecting.keep(run, made)
@@ -201,7 +201,7 @@ class SageMakerBackend:
                 ledger.move(run.id, RunState.ABANDONED, note=f"{reason}: nothing had been sent to the cloud")
             return
         name = str(run.remote_id)
-        with self._aws(run) as aws, told(f"stop {name}"):
+        with self._aws(run) as aws, told(f"stop {name}", _context(run)):
             deadline = time.monotonic() + STOP_PATIENCE_SECONDS * jobs.pace_of(aws.endpoint)
             while (described := jobs.describe(aws, name)) is None and run.state == RunState.STARTING:
                 if time.monotonic() > deadline:
@@ -231,6 +231,14 @@ class SageMakerBackend:
     def _bucket(self, run: Run, aws: Aws) -> Bucket:
         cloud = run.plan["cloud"]
         return Bucket(aws, cloud["bucket"], cloud["account"], kms_key=cloud["kms_key"])
+
+
+def _context(run: Run) -> dict[str, str]:
+    """What the explanation of a refusal may name."""
+    cloud = run.plan["cloud"]
+    known = {name: cloud.get(name) for name in ("role", "bucket", "region", "profile", "kms_key", "image")}
+    known |= {"run": run.id, "job": run.remote_id, "instance": run.spec.get("instance")}
+    return {name: str(value) for name, value in known.items() if value}
 
 
 def bootstrap_digest() -> str:

@@ -34,7 +34,8 @@ def where(table: str, row: dict[str, str]) -> str:
 
 
 def test_every_table_is_linted() -> None:
-    assert {path.name for path in catalog.TABLES.iterdir()} == {f"{table}.csv" for table in TABLES}
+    images = {"images", "image_registries", "image_gpus"}  # test_images.py lints those
+    assert {path.stem for path in catalog.TABLES.iterdir()} == {*TABLES, *images}
 
 
 @pytest.mark.parametrize("table", TABLES)

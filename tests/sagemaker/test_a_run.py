@@ -24,7 +24,13 @@ def test_a_rehearsed_submit_ends_with_the_model_here(shell: Shell, cloud: Cloud)
     told = shell.status()
     assert told["billable_seconds"] >= 1
     assert told["metrics"] == {"epoch": 0.0, "loss": 0.5}
-    assert [event.state for event in shell.events(run)][:5] == ["created", "packaged", "uploaded", "starting", "accepted"]
+    assert [event.state for event in shell.events(run)][:5] == [
+        "created",
+        "packaged",
+        "uploaded",
+        "starting",
+        "accepted",
+    ]
 
 
 def test_a_submit_to_the_account_of_the_login_ends_with_the_model_there(shell: Shell, cloud: Cloud) -> None:
