@@ -15,12 +15,12 @@ from orchestrator import entrypoint as entrypoints
 from orchestrator import samples as sample_data
 from orchestrator import spec as specs
 from orchestrator.backends import Backend, Progress, Started
-from orchestrator.errors import BadInput, LoginNeeded, OrchestrateError, OutcomeUnknown, StateError
+from orchestrator.errors import BadInput, Conflict, LoginNeeded, OrchestrateError, OutcomeUnknown, StateError
 from orchestrator.finding import find
 from orchestrator.package import Manifest
 from orchestrator.plan import Plan
 from orchestrator.preparing import Prepared
-from orchestrator.runs import Ledger, Run, RunState, utc_now
+from orchestrator.runs import ENDED, Ledger, Run, RunState, utc_now
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,12 @@ def _start(
     progress: Progress | None,
 ) -> Launched:
     def advance(state: RunState, *, note: str | None = None) -> None:
-        ledger.move(run.id, state, note=note)
+        # Never back from `starting`: from then on the job may be there, and only asking for it tells.
+        unless = (*ENDED, RunState.STARTING) if state is RunState.UPLOADED else ENDED
+        if not ledger.move(run.id, state, note=note, unless=unless) and ledger.get(run.id).ended:
+            raise Conflict(
+                f"{run.id} was cancelled meanwhile", hint="nothing was launched; submit it again if you want to"
+            )
 
     request = run.request
     assert request is not None

@@ -91,10 +91,11 @@ def notes(spec: TrainingSpec, machine: catalog.Machine | None, place: AwsPlace) 
 def _worst(spec: TrainingSpec, machine: catalog.Machine, place: AwsPlace) -> str:
     """The most that the job can cost before SageMaker itself stops it."""
     hours = f"{place.max_seconds / 3600:.3g} h ({place.max_seconds_from})"
-    row = cost.row_for(machine, place.max_seconds + places.STOP_SECONDS, spec.count, place.region)
+    row = cost.row_for(machine, place.max_seconds + places.after_the_limit(spec), spec.count, place.region)
     if row.usd is None:
         return f"hard stop after {hours}; what it can cost is not known, for want of a price of {machine.name}"
-    return f"hard stop after {hours}: at most {cost.format_usd(row.usd)} of machine time"
+    warm = f", {place.options.keep_alive_minutes} min of warm pool included" if place.options.keep_alive_minutes else ""
+    return f"hard stop after {hours}: at most {cost.format_usd(row.usd)} of machine time{warm}"
 
 
 def stand_in(folder: Path, *, port: int, region: str | None, faults: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from orchestrator.aws import explain, jobs
 from orchestrator.aws.client import Aws
 from orchestrator.aws.explain import Kind
 from orchestrator.aws.jobs import Standing, Tell
-from orchestrator.aws.logs import LogFetcher
+from orchestrator.aws.logs import LOOPBACK_QUIET_SECONDS, LogFetcher
 from orchestrator.errors import LoginNeeded, OrchestrateError
 from orchestrator.metrics import MetricReader
 from orchestrator.runs import ENDED, Ledger, Run, RunState
@@ -169,8 +169,11 @@ def output(aws: Aws, run: Run, *, follow: bool, tell: Tell) -> Iterator[bytes]:
     pace = jobs.pace_of(aws.endpoint)
     reader = _Shown(run)
     trouble = Trouble(aws, run, tell)
-    marked = int(run.plan["count"]) > 1
-    with LogFetcher(aws, group=LOG_GROUP, job_name=str(run.remote_id), folder=folder, mark_hosts=marked) as fetcher:
+    name, marked = str(run.remote_id), int(run.plan["count"]) > 1
+    quiet = LOOPBACK_QUIET_SECONDS if pace < 1 else None
+    with LogFetcher(
+        aws, group=LOG_GROUP, job_name=name, folder=folder, mark_hosts=marked, quiet_seconds=quiet
+    ) as fetcher:
         next_look = next_read = 0.0
         news = True
         if run.ended:

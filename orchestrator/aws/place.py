@@ -7,7 +7,7 @@ import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import ROUND_FLOOR, Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import Any
 
 from estimates import catalog, images
@@ -222,16 +222,22 @@ def limit(
         what = f"the price of {machine.name} in {region} is unknown, so --budget {spec.budget_usd} cannot be held"
         problems.append(OverBudget(what, hint="choose a machine with a known price, or --max-hours in its place"))
         return 0, ""
-    # After MaxRuntime the job is told to stop, and that time is billed as well.
-    bought = spec.budget_usd * 3600 / (price.usd_per_hour * spec.count) - STOP_SECONDS
+    bought = spec.budget_usd * 3600 / (price.usd_per_hour * spec.count) - after_the_limit(spec)
     seconds = min(int(bought.to_integral_value(ROUND_FLOOR)), MAX_SECONDS)
     if seconds < specs.MIN_HOURS * 3600:
-        least = price.usd_per_hour * spec.count * (60 + STOP_SECONDS) / 3600
+        least = price.usd_per_hour * spec.count * (60 + after_the_limit(spec)) / 3600
         what = f"--budget {spec.budget_usd} buys {max(0, seconds)} s of {spec.count} × {machine.name}"
         problems.append(
-            OverBudget(what, hint=f"a cheaper machine, or --budget {least.quantize(Decimal('0.01'))} at least")
+            OverBudget(
+                what, hint=f"a cheaper machine, or --budget {least.quantize(Decimal('0.01'), ROUND_CEILING)} at least"
+            )
         )
     return seconds, f"what --budget {spec.budget_usd} buys at {price.usd_per_hour} USD an hour"
+
+
+def after_the_limit(spec: TrainingSpec) -> int:
+    """Seconds that are billed after MaxRuntime: the job is told to stop and given time, and a warm pool is kept."""
+    return STOP_SECONDS + 60 * (spec.cloud.keep_alive_minutes or 0)
 
 
 def _wait(spec: TrainingSpec, options: CloudOptions, seconds: int) -> int | None:
