@@ -15,7 +15,7 @@ from orchestrator import entrypoint as entrypoints
 from orchestrator import samples as sample_data
 from orchestrator import spec as specs
 from orchestrator.backends import Backend, Progress, Started
-from orchestrator.errors import BadInput, Conflict, LoginNeeded, OrchestrateError, OutcomeUnknown, StateError
+from orchestrator.errors import BadInput, Conflict, OrchestrateError, OutcomeUnknown, StateError
 from orchestrator.finding import find
 from orchestrator.package import Manifest
 from orchestrator.plan import Plan
@@ -149,12 +149,12 @@ def _start(
 
 
 def _not_started(run: Run, error: OrchestrateError, ledger: Ledger) -> None:
-    """Write down why nothing was launched; a login that ran out after the create call may have left is no such reason."""
+    """Write down why nothing was launched, as long as no create call can have left; of what comes later a backend tells."""
     with contextlib.suppress(StateError):  # on a full disk a later command finds that nobody is at it any more
-        if isinstance(error, LoginNeeded) and ledger.get(run.id).state == RunState.STARTING:
-            return
-        ledger.move(run.id, RunState.ABANDONED, note=f"not started: {error.what}")
-        ledger.mark_told(run.id)
+        if ledger.get(run.id).state != RunState.STARTING or run.backend == "local":
+            ledger.move(run.id, RunState.ABANDONED, note=f"not started: {error.what}")
+        if ledger.get(run.id).ended:
+            ledger.mark_told(run.id)
 
 
 def _package(run: Run, manifest: Manifest | None, progress: Progress | None) -> package.Package:

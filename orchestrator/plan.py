@@ -138,23 +138,18 @@ def _budget(spec: TrainingSpec, machine: catalog.Machine, problems: list[Orchest
     """A cloud run whose worst case costs more than the budget is refused; a local run costs nothing."""
     if spec.budget_usd is None or spec.backend == "local":
         return
-    if spec.max_hours is None and spec.backend == "sagemaker":
-        return  # the hours are what the budget buys: aws/place.py
+    if spec.backend == "sagemaker":
+        return  # aws/place.py does: it knows the region, and what the budget buys
     if spec.max_hours is None:
         problems.append(BadInput("--budget needs to know how long: no --max-hours", hint="--max-hours 2"))
         return
     region = regions_of(spec).get(machine.cloud, catalog.DEFAULT_REGION[machine.cloud])
-    hours = spec.max_hours
-    if spec.backend == "sagemaker":
-        from orchestrator.aws.place import after_the_limit
-
-        hours += Decimal(after_the_limit(spec)) / 3600
-    worst = cost.worst_case(machine, hours, spec.count, region)
+    worst = cost.worst_case(machine, spec.max_hours, spec.count, region)
     if worst is None:
         what = f"the price of {machine.name} is unknown, so --budget {spec.budget_usd} cannot be held"
         problems.append(OverBudget(what, hint="choose a machine with a known price, or leave --budget out"))
     elif worst > spec.budget_usd:
-        buys = hours * spec.budget_usd / worst - (hours - spec.max_hours)
+        buys = spec.max_hours * spec.budget_usd / worst
         hint = f"the budget buys under a minute of it: a cheaper machine, or --budget {cost.format_usd(worst)[1:]}"
         if buys >= specs.MIN_HOURS:
             hint = f"the budget buys {_floor(buys)} h: --max-hours {_floor(buys)}"

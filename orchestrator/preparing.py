@@ -13,7 +13,7 @@ from estimates import catalog
 from orchestrator import backends, crashpoints, package, plan, settings, state
 from orchestrator import entrypoint as entrypoints
 from orchestrator import spec as specs
-from orchestrator.aws.place import AwsPlace
+from orchestrator.aws.place import PREFIX, AwsPlace
 from orchestrator.backends import Backend, Progress
 from orchestrator.entrypoint import Entrypoint
 from orchestrator.errors import BadInput, OrchestrateError, flatten, raise_all
@@ -239,8 +239,7 @@ def _checkpoints_in_cloud(run: Run, spec: TrainingSpec) -> str:
         place = "a rehearsal" if run.rehearsed else run.backend
         hint = f"orchestrate artifacts {run.id} --checkpoints --to FOLDER, then give FOLDER to the script"
         raise BadInput(f"--resume-from {run.id}: its checkpoints are in {place}", hint=hint)
-    assert run.request is not None
-    return str(run.request["CheckpointConfig"]["S3Uri"])
+    return f"s3://{run.plan['cloud']['bucket']}/{PREFIX}/runs/{run.remote_id}/checkpoints/"
 
 
 def _notes(spec: TrainingSpec, machine: catalog.Machine | None, place: AwsPlace | None) -> tuple[str, ...]:

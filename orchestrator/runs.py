@@ -300,7 +300,9 @@ class Ledger:
 
     def newest(self, limit: int | None = None) -> list[Run]:
         """Runs, newest first."""
-        rows = self._read("SELECT * FROM runs ORDER BY rowid DESC LIMIT ?", [-1 if limit is None else limit])
+        rows = self._read(
+            "SELECT * FROM runs ORDER BY created_at DESC, rowid DESC LIMIT ?", [-1 if limit is None else limit]
+        )
         return [_run(row) for row in rows]
 
     def alive(self) -> list[Run]:

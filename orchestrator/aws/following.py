@@ -38,6 +38,7 @@ def look(aws: Aws, run: Run, ledger: Ledger) -> Run:
             return _gone(run, ledger, "the rehearsed cloud was stopped, and the job with it")
         raise
     if described is None:
+        jobs.check_account(aws, run.plan["cloud"]["account"])
         if run.state == RunState.STARTING:  # whether it was made is not known: `orchestrate resume` finds out
             return run
         return _gone(run, ledger, "the job is no longer there: somebody deleted it")

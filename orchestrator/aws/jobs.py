@@ -96,19 +96,18 @@ def is_ours(described: Mapping[str, Any], request: Mapping[str, Any]) -> bool:
     return all(have.get(name) == want[name] for name in ("ORCHESTRATE_LAUNCH_ID", "ORCHESTRATE_LAUNCH_KEY"))
 
 
-def create_once(aws: Aws, request: Mapping[str, Any], *, run_id: str, tell: Tell) -> bool:
+def create_once(aws: Aws, request: Mapping[str, Any], *, run_id: str, tell: Tell, unclear: bool = False) -> bool:
     """Have the job of *request* made, whatever becomes of the answers; False where it was there already, and is ours.
 
     One attempt on the wire a time: what a lost answer means is decided here, by asking for the job. Raises Conflict where the
-    name is another's, OutcomeUnknown where nobody can tell, LoginNeeded, and CloudRefused where the service said no.
+    name is another's, LoginNeeded and CloudRefused where the service said no and it is certain that there is no job, and
+    OutcomeUnknown where nobody can tell. unclear: an earlier call, another process's perhaps, may have made it.
     """
     pace = pace_of(aws.endpoint)
     client = aws.client("sagemaker", attempts=1, read_timeout=CREATE_SECONDS * pace)
     name = request["TrainingJobName"]
-    sent = False
     for attempt in range(ATTEMPTS):
-        if attempt:
-            time.sleep(pace * 2**attempt * random.uniform(0.5, 1.0))  # noqa: S311 - spreads, does not hide
+        _pause(attempt, pace)
         crashpoints.reached("create about to be sent")
         try:
             if "TrainingJobArn" not in client.create_training_job(**request):
@@ -118,19 +117,27 @@ def create_once(aws: Aws, request: Mapping[str, Any], *, run_id: str, tell: Tell
             if kind is Kind.THROTTLED:
                 tell("SageMaker asks to wait (throttled); trying again")
                 continue
-            if kind not in _ASKED:
+            if kind not in _ASKED and not unclear:
                 raise explain.refusal(error, doing="create the training job", context=_context(request, aws)) from error
-            sent = sent or kind is not Kind.UNREACHABLE
+            unclear = unclear or kind is not Kind.UNREACHABLE
             tell(f"no clear answer to the create call ({kind}): asking for {name}")
-            if is_there(aws, request, run_id=run_id):
+            there = is_there(aws, request, run_id=run_id)
+            if there:
                 return False
+            if there is False and kind not in _ASKED:
+                raise explain.refusal(error, doing="create the training job", context=_context(request, aws)) from error
         else:
             crashpoints.reached("create answered")
             return True
     what = f"SageMaker gave no clear answer in {ATTEMPTS} tries; whether {name} was made is not known"
-    if not sent:
+    if not unclear:
         what = f"SageMaker could not be reached or kept asking to wait in {ATTEMPTS} tries; nothing is known to run"
     raise OutcomeUnknown(what, hint=f"orchestrate resume {run_id}   (it asks first, and never starts a second job)")
+
+
+def _pause(attempt: int, pace: float) -> None:
+    if attempt:
+        time.sleep(pace * 2**attempt * random.uniform(0.5, 1.0))  # noqa: S311 - spreads, does not hide
 
 
 def _context(request: Mapping[str, Any], aws: Aws) -> dict[str, str]:
@@ -146,25 +153,38 @@ def _context(request: Mapping[str, Any], aws: Aws) -> dict[str, str]:
     }
 
 
-def is_there(aws: Aws, request: Mapping[str, Any], *, run_id: str) -> bool:
-    """Is the job of *request* there? Raises Conflict where another has its name, OutcomeUnknown where nobody answers."""
+def is_there(aws: Aws, request: Mapping[str, Any], *, run_id: str) -> bool | None:
+    """Is the job of *request* there? None: nobody answered, and the same name may be sent again, which is taken once.
+
+    Raises Conflict where another has its name, LoginNeeded, and OutcomeUnknown where the question itself is refused.
+    """
     name = request["TrainingJobName"]
     try:
         described = describe(aws, name)
     except Exception as error:
         kind = explain.classify(error)
         if kind in (Kind.THROTTLED, Kind.AMBIGUOUS, Kind.UNREACHABLE):
-            return False  # ask again by sending again: the service takes a name once
+            return None
+        what = f"{name} may have been made: the question was refused ({explain.said(error)})"
+        hint = f"orchestrate resume {run_id}"
         if kind in (Kind.EXPIRED, Kind.NO_CREDENTIALS):
-            raise explain.refusal(error, doing=f"ask for {name}", context=_context(request, aws)) from error
-        what = f"{name} may have been made: the question was refused ({error})"
-        raise OutcomeUnknown(what, hint=f"orchestrate resume {run_id}") from error
+            login = explain.refusal(error, doing=f"ask for {name}", context=_context(request, aws))
+            what, hint = f"{name} may have been made: {login.what}", f"{login.hint}, then orchestrate resume {run_id}"
+        raise OutcomeUnknown(what, hint=hint) from error
     if described is None:
         return False
     if not is_ours(described, request):
         what = f"a training job {name} is there already, and it is not this run's"
         raise Conflict(what, hint="nothing was touched; submit again, under another --name")
     return True
+
+
+def check_account(aws: Aws, wanted: str) -> None:
+    """Raise Conflict where this login is of another account than *wanted*: there, nothing of the run can be seen."""
+    have = aws.account()
+    if have != wanted:
+        what = f"this login is of account {have}, and the run is of account {wanted}"
+        raise Conflict(what, hint="--profile or AWS_PROFILE of that account")
 
 
 def standing(described: Mapping[str, Any], now: RunState) -> Standing:

@@ -210,28 +210,36 @@ def _image(
 def limit(
     spec: TrainingSpec, machine: catalog.Machine | None, region: str | None, problems: list[OrchestrateError]
 ) -> tuple[int, str]:
-    """MaxRuntimeInSeconds, and where it comes from: --max-hours, else what --budget buys, else a day."""
-    if spec.max_hours is not None:
-        return int(spec.max_hours * 3600), "--max-hours"
+    """MaxRuntimeInSeconds, and where it comes from: --max-hours, else what --budget buys, else --max-wait or a day."""
+    asked = None if spec.max_hours is None else int(spec.max_hours * 3600)
     if spec.budget_usd is None:
-        return DEFAULT_HOURS * 3600, f"no --max-hours: SageMaker's own {DEFAULT_HOURS} h"
-    if machine is None or region is None:
-        return 0, ""
-    price = catalog.price(machine, region=region) if region in catalog.regions("sagemaker") else None
+        wait = spec.cloud.max_wait_hours
+        if asked is None and spec.spot and wait is not None and wait < DEFAULT_HOURS:
+            return int(wait * 3600), "--max-wait"
+        day = f"no --max-hours: SageMaker's own {DEFAULT_HOURS} h"
+        return (DEFAULT_HOURS * 3600, day) if asked is None else (asked, "--max-hours")
+    if machine is None or region is None or region not in catalog.regions("sagemaker"):
+        return 0, ""  # said already
+    price = catalog.price(machine, region=region)
     if price is None:
         what = f"the price of {machine.name} in {region} is unknown, so --budget {spec.budget_usd} cannot be held"
         problems.append(OverBudget(what, hint="choose a machine with a known price, or --max-hours in its place"))
         return 0, ""
-    bought = spec.budget_usd * 3600 / (price.usd_per_hour * spec.count) - after_the_limit(spec)
+    rate = price.usd_per_hour * spec.count
+    bought = spec.budget_usd * 3600 / rate - after_the_limit(spec)
     seconds = min(int(bought.to_integral_value(ROUND_FLOOR)), MAX_SECONDS)
     if seconds < specs.MIN_HOURS * 3600:
-        least = price.usd_per_hour * spec.count * (60 + after_the_limit(spec)) / 3600
+        least = (rate * (60 + after_the_limit(spec)) / 3600).quantize(Decimal("0.01"), ROUND_CEILING)
         what = f"--budget {spec.budget_usd} buys {max(0, seconds)} s of {spec.count} × {machine.name}"
-        problems.append(
-            OverBudget(
-                what, hint=f"a cheaper machine, or --budget {least.quantize(Decimal('0.01'), ROUND_CEILING)} at least"
-            )
-        )
+        problems.append(OverBudget(what, hint=f"a cheaper machine, or --budget {least} at least"))
+    elif asked is not None and asked > seconds:
+        worst = (rate * (asked + after_the_limit(spec)) / 3600).quantize(Decimal("0.01"), ROUND_CEILING)
+        buys = (Decimal(seconds) / 3600).quantize(Decimal("0.001"), ROUND_FLOOR)
+        what = f"worst case ${worst} ({spec.max_hours} h × {spec.count} × {machine.name})"
+        what += f" is over the budget of ${spec.budget_usd}"
+        problems.append(OverBudget(what, hint=f"the budget buys {buys} h: --max-hours {buys}"))
+    if asked is not None:
+        return asked, "--max-hours"
     return seconds, f"what --budget {spec.budget_usd} buys at {price.usd_per_hour} USD an hour"
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.aws.place import GRACE_SECONDS, PREFIX, AwsPlace
+from orchestrator.errors import BadInput, raise_all
 from orchestrator.plan import Plan
 
 # Started by exec, so that the container's first process is bootstrap.py: only that one is sent SIGTERM.
@@ -19,6 +20,27 @@ COMMON_METRICS = (
     "epoch", "loss", "accuracy", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss",
     "test_accuracy", "learning_rate", "samples_per_second",
 )  # fmt: skip
+_HAVE_OPTIONS = {
+    "TrainingJobName": "--name",
+    "RoleArn": "--role",
+    "HyperParameters": "--hp",
+    "InputDataConfig": "--data",
+    "CheckpointConfig": "it is always on; --resume-from begins with another run's",
+    "EnableManagedSpotTraining": "--spot",
+    "OutputDataConfig.S3OutputPath": "--bucket",
+    "ResourceConfig.InstanceType": "--instance",
+    "ResourceConfig.InstanceCount": "--count",
+    "ResourceConfig.InstanceGroups": "--instance and --count: the price of a group is not reckoned here",
+    "ResourceConfig.InstancePreferences": "--instance A,B tries one after the other, each at its price",
+    "ResourceConfig.KeepAlivePeriodInSeconds": "--keep-alive",
+    "StoppingCondition.MaxRuntimeInSeconds": "--max-hours or --budget",
+    "StoppingCondition.MaxWaitTimeInSeconds": "--max-wait",
+    "AlgorithmSpecification.TrainingImage": "--image",
+    "AlgorithmSpecification.AlgorithmName": "--image",
+    "AlgorithmSpecification.ContainerEntrypoint": "the script: bootstrap.py starts it",
+    "AlgorithmSpecification.ContainerArguments": "what stands behind --",
+    "AlgorithmSpecification.MetricDefinitions": "--metric",
+}
 MAX_ENVIRONMENT_VALUE = 512
 MAX_ENVIRONMENT = 100
 _PLACEHOLDER = "LAUNCH"
@@ -54,6 +76,7 @@ def training_job(plan: Plan, bootstrap_digest: str) -> dict[str, Any]:
     if place.max_wait_seconds is not None:
         request["StoppingCondition"]["MaxWaitTimeInSeconds"] = place.max_wait_seconds
     _add_options(request, plan, place)
+    _refuse_what_has_an_option(place.options.extra)
     request = _merged(request, place.options.extra)
     return _with_identity(request, plan, place)
 
@@ -98,6 +121,18 @@ def _add_options(request: dict[str, Any], plan: Plan, place: AwsPlace) -> None:
     if options.tensorboard:
         local = "/opt/ml/output/data/tensorboard"  # where $AIP_TENSORBOARD_LOG_DIR points
         request["TensorBoardOutputConfig"] = {"S3OutputPath": f"{place.run_uri}/tensorboard", "LocalPath": local}
+
+
+def _refuse_what_has_an_option(extra: Mapping[str, Any]) -> None:
+    """Raw fields may not say what an option says: the bill, the hard stop and the run's folders are reckoned from the options."""
+    given = set(extra) | {
+        f"{name}.{inner}" for name, table in extra.items() if isinstance(table, Mapping) for inner in table
+    }
+    raise_all(
+        BadInput(f"[backend.sagemaker.extra] {path}: that has its own option", hint=option)
+        for path, option in _HAVE_OPTIONS.items()
+        if path in given
+    )
 
 
 def _merged(request: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:

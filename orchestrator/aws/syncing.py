@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from datetime import UTC
 from typing import Any
 
 from orchestrator import state
@@ -18,7 +19,7 @@ def bring_in(aws: Aws, ledger: Ledger, *, rehearsed: bool) -> list[str]:
     """Write a row for each training job of ours that *ledger* does not know; returns the new runs' ids."""
     known = {run.remote_id for run in ledger.newest()}
     brought = []
-    for name in _names(aws):
+    for name in reversed(list(_names(aws))):  # the oldest first, as they were made
         if name in known:
             continue
         described = jobs.describe(aws, name)
@@ -57,7 +58,7 @@ def _row(aws: Aws, described: Mapping[str, Any], launch_id: str, rehearsed: bool
         state=RunState.ACCEPTED,
         script=script,
         script_key=f"elsewhere:{script}",
-        created_at=described["CreationTime"].astimezone().isoformat(timespec="milliseconds"),
+        created_at=described["CreationTime"].astimezone(UTC).isoformat(timespec="milliseconds"),
         spec={"backend": "sagemaker", "instance": resources.get("InstanceType"), "elsewhere": True},
         plan={
             "count": resources.get("InstanceCount", 1),

@@ -20,7 +20,7 @@ from orchestrator.aws.jobs import told
 from orchestrator.aws.transfer import Bucket
 from orchestrator.backends import Advance, Artifact, Interruption, Progress
 from orchestrator.backends.files import copy_artifacts
-from orchestrator.errors import Conflict, OutcomeUnknown, raise_all
+from orchestrator.errors import Conflict, OrchestrateError, OutcomeUnknown, raise_all
 from orchestrator.plan import Plan
 from orchestrator.runs import Ledger, Run, RunState
 
@@ -105,9 +105,10 @@ class SageMakerBackend:
     ) -> InTheCloud:
         """Upload what goes along, by content, and have the job made, once. May be called again at any point of it."""
         with self._aws(run) as aws, told("submit the run", _context(run)):
-            self._check_account(run, aws)
+            jobs.check_account(aws, run.plan["cloud"]["account"])
             crashpoints.reached("login checked")
-            if run.state == RunState.STARTING and jobs.is_there(aws, request, run_id=run.id):
+            cut_short = run.state == RunState.STARTING
+            if cut_short and jobs.is_there(aws, request, run_id=run.id):
                 advance(RunState.ACCEPTED, note="the job was there already: its answer had been lost")
                 return self.hold(run)
             bucket = self._bucket(run, aws)
@@ -118,7 +119,13 @@ class SageMakerBackend:
             crashpoints.reached("uploaded written")
             advance(RunState.STARTING)
             crashpoints.reached("starting written")
-            made = jobs.create_once(aws, request, run_id=run.id, tell=say)
+            try:
+                made = jobs.create_once(aws, request, run_id=run.id, tell=say, unclear=cut_short)
+            except OutcomeUnknown:
+                raise  # it stays `starting`, for `orchestrate resume`
+            except OrchestrateError as error:
+                advance(RunState.ABANDONED, note=f"not started: {error.what}")
+                raise
             name = request["TrainingJobName"]
             advance(RunState.ACCEPTED, note=None if made else f"{name} was there already, and is this run's")
             crashpoints.reached("accepted written")
@@ -155,12 +162,6 @@ class SageMakerBackend:
         bucket.put(job, f"{key_of(uris['job'])}job.json")
         crashpoints.reached("job file uploaded")
 
-    def _check_account(self, run: Run, aws: Aws) -> None:
-        wanted, have = run.plan["cloud"]["account"], aws.account()
-        if have != wanted:
-            what = f"this login is of account {have}, and the run's role is of account {wanted}"
-            raise Conflict(what, hint="--profile or AWS_PROFILE of that account, or --role of this one")
-
     def refresh(self, run: Run, ledger: Ledger) -> Run:
         """The run as SageMaker tells it. Raises what keeps it from being asked: LoginNeeded, CloudRefused."""
         if run.ended or run.state in UNSENT or state.is_held(Path(run.run_dir) / state.SUBMIT_LOCK):
@@ -196,9 +197,14 @@ class SageMakerBackend:
 
     def cancel(self, run: Run, *, grace_seconds: int, reason: str) -> None:
         """StopTrainingJob; the service gives the script its 120 s. A job that has just ended is no fault."""
-        if run.state in UNSENT:
-            with Ledger.open(state.ledger_file()) as ledger:
-                ledger.move(run.id, RunState.ABANDONED, note=f"{reason}: nothing had been sent to the cloud")
+        sent = tuple(one for one in RunState if one not in UNSENT)
+        with Ledger.open(state.ledger_file()) as ledger:  # which knows it as it is by now, whenever *run* was read
+            if ledger.move(
+                run.id, RunState.ABANDONED, note=f"{reason}: nothing had been sent to the cloud", unless=sent
+            ):
+                return
+            run = ledger.get(run.id)
+        if run.ended:
             return
         name = str(run.remote_id)
         with self._aws(run) as aws, told(f"stop {name}", _context(run)):
@@ -209,6 +215,7 @@ class SageMakerBackend:
                     raise OutcomeUnknown(what, hint=f"orchestrate resume {run.id}, then cancel it")
                 time.sleep(jobs.pace_of(aws.endpoint))
             if described is None:
+                jobs.check_account(aws, run.plan["cloud"]["account"])
                 return
             if run.request is not None and not jobs.is_ours(described, run.request):
                 raise Conflict(f"{name} is not this run's job", hint="nothing was touched")

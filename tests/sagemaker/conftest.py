@@ -10,7 +10,7 @@ import sys
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,7 @@ class Shell:
     home: Path
     forks: Forks
     environment: dict[str, str]
+    typed: list[Typed] = field(default_factory=list)
 
     def __call__(self, *words: str, crash_at: str | None = None, **env: str) -> Answer:
         """What a command answers. It is forked, so that it need not load Python's modules first."""
@@ -154,7 +155,8 @@ class Shell:
 
     def start(self, *words: str, **env: str) -> Typed:
         """A command in a process of its own, left running."""
-        return Typed(self, words, env)
+        self.typed.append(Typed(self, words, env))
+        return self.typed[-1]
 
     def write(self, script: str, name: str = "train.py") -> None:
         (self.project / name).write_text(textwrap.dedent(script))
@@ -245,6 +247,8 @@ def shell(cloud: Cloud, home: Path, project: Path, forks: Forks, monkeypatch: py
     made.write(HELLO)
     yield made
     stop_everything(home)
+    for typed in made.typed:
+        typed.process.wait(30)
 
 
 @pytest.fixture
@@ -268,5 +272,3 @@ def training(cloud: Cloud) -> dict[str, Any]:
     found: dict[str, Any] = wait_until(running, what="training")
     return found
 
-
-Arm = Callable[..., None]
