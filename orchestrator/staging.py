@@ -83,6 +83,10 @@ def notes(spec: TrainingSpec, machine: catalog.Machine | None, place: AwsPlace) 
             )
         if place.rehearsed and machine.gpu_count:
             said.append(f"the {machine.gpu} is not rehearsed: the script sees what GPUs this machine has")
+    if spec.grace_seconds != TrainingSpec.grace_seconds:
+        said.append(
+            f"--grace-seconds has no effect: SageMaker gives {places.STOP_SECONDS} s, {places.GRACE_SECONDS} of them to save"
+        )
     if spec.spot and place.max_wait_seconds:
         said.append(f"spot: waits for machines, all in all, {place.max_wait_seconds / 3600:.3g} h at most")
     return tuple(said)

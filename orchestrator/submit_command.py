@@ -11,6 +11,7 @@ import typer
 
 from orchestrator import crashpoints, finding, plan, preparing, render, submitting, watch
 from orchestrator import smoke as smoke_run
+from orchestrator.errors import BadInput
 from orchestrator.launch import Launched
 from orchestrator.preparing import Prepared
 from orchestrator.runs import Run
@@ -55,6 +56,8 @@ def _say(line: str) -> None:
 def _prepare(flags: Flags, how: How) -> tuple[Prepared, ...]:
     folder = Path.cwd()
     spec = preparing.read_spec(flags, folder, how.config)
+    if how.faults and not spec.rehearse:
+        raise BadInput("--fault is for a rehearsed cloud: the real one has faults of its own", hint="add --rehearse")
     confirm = partial(confirmed, yes=how.yes)
     fetch = not how.dry_run
     with render.progress_bar() as progress:

@@ -17,7 +17,7 @@ from orchestrator.aws.client import Aws
 from orchestrator.aws.explain import Kind
 from orchestrator.aws.jobs import Standing, Tell
 from orchestrator.aws.logs import LOOPBACK_QUIET_SECONDS, LogFetcher
-from orchestrator.errors import LoginNeeded, OrchestrateError
+from orchestrator.errors import LoginNeeded, OrchestrateError, OutcomeUnknown
 from orchestrator.metrics import MetricReader
 from orchestrator.runs import ENDED, Ledger, Run, RunState
 
@@ -187,6 +187,7 @@ def output(aws: Aws, run: Run, *, follow: bool, tell: Tell) -> Iterator[bytes]:
                     next_look = now + LOOK_SECONDS * pace
                     if run.ended:
                         fetcher.say_ended()
+                    _check_it_was_made(run)
                     trouble.over()
                 if now >= max(next_read, trouble.wait_until):
                     news = fetcher.poll()
@@ -206,6 +207,13 @@ def output(aws: Aws, run: Run, *, follow: bool, tell: Tell) -> Iterator[bytes]:
             yield b""
             if not news:
                 time.sleep(BEAT_SECONDS * pace)
+
+
+def _check_it_was_made(run: Run) -> None:
+    """Raise OutcomeUnknown where the submit was cut short at its create call and there is no job: none will come by itself."""
+    if run.state == RunState.STARTING and not state.is_held(Path(run.run_dir) / state.SUBMIT_LOCK):
+        what = f"the submit of {run.id} was cut short, and there is no job {run.remote_id} (yet)"
+        raise OutcomeUnknown(what, hint=f"orchestrate resume {run.id}   or: orchestrate cancel {run.id}")
 
 
 def _known(run: Run) -> Run:

@@ -156,7 +156,7 @@ def _with_identity(request: dict[str, Any], plan: Plan, place: AwsPlace) -> dict
     tags["orchestrate-script"] = _tag_text(plan.entrypoint.script)
     given = [{"Key": name, "Value": text} for name, text in place.options.tags]
     request["Tags"] = [*request.get("Tags", []), *given, *({"Key": k, "Value": v} for k, v in tags.items())]
-    key = launch_key(request, job_file(plan), place)
+    key = launch_key(request, job_file(plan), place, plan.checkpoints_from)
     request["Environment"]["ORCHESTRATE_LAUNCH_KEY"] = key
     next(tag for tag in request["Tags"] if tag["Key"] == "orchestrate-launch-key")["Value"] = key
     return request
@@ -183,9 +183,11 @@ def job_file(plan: Plan) -> dict[str, Any]:
     }
 
 
-def launch_key(request: Mapping[str, Any], job: Mapping[str, Any], place: AwsPlace) -> str:
+def launch_key(
+    request: Mapping[str, Any], job: Mapping[str, Any], place: AwsPlace, checkpoints_from: str | None
+) -> str:
     """What was asked for, as 64 hex digits: the same for two runs of one command, whatever their names."""
-    text = json.dumps([request, job], sort_keys=True, ensure_ascii=False)
+    text = json.dumps([request, job, checkpoints_from], sort_keys=True, ensure_ascii=False)
     text = text.replace(place.launch_id, _PLACEHOLDER).replace(job["run_id"], _PLACEHOLDER)
     whole = f"{'rehearsed ' if place.rehearsed else ''}{place.account} {place.region}\n{text}"
     return hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()

@@ -208,12 +208,7 @@ class SageMakerBackend:
             return
         name = str(run.remote_id)
         with self._aws(run) as aws, told(f"stop {name}", _context(run)):
-            deadline = time.monotonic() + STOP_PATIENCE_SECONDS * jobs.pace_of(aws.endpoint)
-            while (described := jobs.describe(aws, name)) is None and run.state == RunState.STARTING:
-                if time.monotonic() > deadline:
-                    what = f"{name} is not there (yet): whether it was made is not known"
-                    raise OutcomeUnknown(what, hint=f"orchestrate resume {run.id}, then cancel it")
-                time.sleep(jobs.pace_of(aws.endpoint))
+            described = self._awaited(run, aws, reason)
             if described is None:
                 jobs.check_account(aws, run.plan["cloud"]["account"])
                 return
@@ -226,6 +221,23 @@ class SageMakerBackend:
                     raise
             with Ledger.open(state.ledger_file()) as ledger:
                 ledger.move(run.id, RunState.STOPPING, note=reason, unless=(RunState.STOPPING,))
+
+    def _awaited(self, run: Run, aws: Aws, reason: str) -> dict[str, Any] | None:
+        """The job; of a submit that was cut short at its create call, after a while in which it may still come up."""
+        deadline = time.monotonic() + STOP_PATIENCE_SECONDS * jobs.pace_of(aws.endpoint)
+        while (described := jobs.describe(aws, str(run.remote_id))) is None and run.state == RunState.STARTING:
+            if time.monotonic() > deadline:
+                if state.is_held(Path(run.run_dir) / state.SUBMIT_LOCK):
+                    what = f"{run.id} is being submitted by another command, and its job is not there yet"
+                    raise OutcomeUnknown(what, hint=f"orchestrate cancel {run.id}   once more")
+                jobs.check_account(aws, run.plan["cloud"]["account"])
+                with Ledger.open(state.ledger_file()) as ledger:
+                    ledger.move(
+                        run.id, RunState.ABANDONED, note=f"{reason}: its submit had been cut short, and no job was made"
+                    )
+                break
+            time.sleep(jobs.pace_of(aws.endpoint))
+        return described
 
     def session(self, run: Run) -> Any:
         """The boto3 session that reaches *run*, for whoever wants to go on with AWS's own tools."""
