@@ -188,3 +188,22 @@ def test_the_bill_is_billable_seconds_by_count_by_the_price_of_the_day_rounded_u
     assert jobs.bill({"price": {"usd_per_hour": "0.1"}, "count": 1}, 1) == "0.000028"
     assert jobs.bill({"price": None, "count": 1}, 31) is None
     assert jobs.bill(plan, None) is None
+
+
+QUOTA = refused("ResourceLimitExceeded")
+
+
+def test_a_no_after_a_lost_answer_is_believed_only_when_the_service_says_that_there_is_no_job(create: Create) -> None:
+    adopted, _ = create([(0, ""), QUOTA], [(500, ""), (500, ""), (500, ""), (200, THERE)])
+    assert adopted is False
+    refusal, asked = create([(0, ""), QUOTA], [MISSING])
+    assert isinstance(refusal, CloudRefused)
+    assert asked[-1] == "DescribeTrainingJob"
+    unknown, _ = create([(0, ""), QUOTA], [(500, "")])
+    assert isinstance(unknown, OutcomeUnknown)
+
+
+def test_a_login_that_ends_after_a_lost_answer_leaves_the_run_to_resume(create: Create) -> None:
+    unknown, _ = create([(0, "")], [refused("ExpiredTokenException")])
+    assert isinstance(unknown, OutcomeUnknown)
+    assert "orchestrate resume r-1" in str(unknown.hint)
