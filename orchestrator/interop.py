@@ -5,7 +5,10 @@ The SDK takes seconds to import and is imported by nothing else of ours; see doc
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +46,7 @@ def model_trainer(script: str | Path | None = None, *, sagemaker_session: Any = 
     It gives jobs names by the clock, keeps no ledger, and starts the script by its own drivers: what it launches is not
     known here. Call its `train()`.
     """
-    prepared: Prepared = api.prepare(script, {**options, "backend": "sagemaker"}, fetch=False)
+    prepared: Prepared = api.prepare(script, {**options, "backend": "sagemaker"}, fetch=True)
     _sdk()
     from sagemaker.core.shapes import CheckpointConfig, OutputDataConfig, Tag
     from sagemaker.train import ModelTrainer
@@ -57,7 +60,7 @@ def model_trainer(script: str | Path | None = None, *, sagemaker_session: Any = 
     script_name = plan.entrypoint.script
     command = shlex.join(["python", script_name, *plan.spec.arguments]) if plan.spec.arguments and not several else None
     arguments: dict[str, Any] = {
-        "sagemaker_session": sagemaker_session,
+        "sagemaker_session": sagemaker_session or _session_of(prepared),
         "role": request["RoleArn"],
         "base_job_name": plan.name,
         "training_image": request["AlgorithmSpecification"]["TrainingImage"],
@@ -90,7 +93,40 @@ def model_trainer(script: str | Path | None = None, *, sagemaker_session: Any = 
         arguments["networking"] = Networking(
             subnets=list(options_here.subnets), security_group_ids=list(options_here.security_groups)
         )
-    return ModelTrainer(**arguments)
+    with _no_simulated_policies(prepared):
+        return ModelTrainer(**arguments)
+
+
+def _session_of(prepared: Prepared) -> Any:
+    """The SDK's session of the plan's login and bucket: its own default would be a bucket with a guessable name."""
+    from sagemaker.core.helper.session_helper import Session
+
+    from orchestrator.backends.sagemaker import session_of
+
+    place = prepared.plan.cloud
+    assert place is not None
+    session = session_of(place.region, endpoint=place.endpoint, profile=place.profile)
+    # Told nothing of a rehearsal, the SDK would send telemetry out of this machine.
+    silent = {"SchemaVersion": "1.0", "SageMaker": {"PythonSDK": {"Modules": {"TelemetryOptOut": True}}}}
+    return Session(
+        boto_session=session, default_bucket=place.bucket, **({"sagemaker_config": silent} if place.rehearsed else {})
+    )
+
+
+@contextlib.contextmanager
+def _no_simulated_policies(prepared: Prepared) -> Iterator[None]:
+    """In a rehearsal: the SDK asks IAM to simulate the role's policies, and a rehearsal has none."""
+    place, name = prepared.plan.cloud, "SAGEMAKER_VALIDATE_ROLE"
+    before = os.environ.get(name)
+    if place is None or not place.rehearsed:
+        yield
+        return
+    os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        os.environ.update({} if before is None else {name: before})
 
 
 def _inputs(prepared: Prepared) -> list[tuple[str, str]]:

@@ -17,6 +17,11 @@ MOST_JOBS = 200  # the newest; listing is limited to two calls a second for a wh
 
 def bring_in(aws: Aws, ledger: Ledger, *, rehearsed: bool) -> list[str]:
     """Write a row for each training job of ours that *ledger* does not know; returns the new runs' ids."""
+    with state.locked(state.launch_lock("sync")):  # two at once would write the same rows
+        return _bring_in(aws, ledger, rehearsed=rehearsed)
+
+
+def _bring_in(aws: Aws, ledger: Ledger, *, rehearsed: bool) -> list[str]:
     known = {run.remote_id for run in ledger.newest()}
     brought = []
     for name in reversed(list(_names(aws))):  # the oldest first, as they were made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -241,7 +242,8 @@ class SageMakerBackend:
 
     def session(self, run: Run) -> Any:
         """The boto3 session that reaches *run*, for whoever wants to go on with AWS's own tools."""
-        return self._aws(run).session()
+        cloud = run.plan["cloud"]
+        return session_of(cloud["region"], endpoint=run.endpoint, profile=cloud["profile"])
 
     def _aws(self, run: Run) -> Aws:
         cloud = run.plan["cloud"]
@@ -258,6 +260,27 @@ def _context(run: Run) -> dict[str, str]:
     known = {name: cloud.get(name) for name in ("role", "bucket", "region", "profile", "kms_key", "image")}
     known |= {"run": run.id, "job": run.remote_id, "instance": run.spec.get("instance")}
     return {name: str(value) for name, value in known.items() if value}
+
+
+def session_of(region: str, *, endpoint: str | None, profile: str | None) -> Any:
+    """A boto3 session of a login, or one whose every client calls *endpoint*, whatever a library asks of it."""
+    import boto3
+    import botocore.session
+    from botocore.config import Config
+
+    if endpoint is None:
+        return boto3.Session(profile_name=profile, region_name=region)
+    ours = Config(s3={"addressing_style": "path"}, proxies={})
+
+    class Loopback(boto3.Session):  # type: ignore[misc]
+        def client(self, *words: Any, **options: Any) -> Any:
+            given = options.get("config")
+            changes = {"endpoint_url": endpoint, "config": given.merge(ours) if given else ours}
+            return super().client(*words, **{**options, **changes})
+
+    nothing = {"profile": None, "config_file": os.devnull, "credentials_file": os.devnull}  # of the user's is read
+    core = botocore.session.Session(session_vars={name: (None, None, value, None) for name, value in nothing.items()})
+    return Loopback("rehearsal", "rehearsal", region_name=region, botocore_session=core)
 
 
 def bootstrap_digest() -> str:

@@ -271,4 +271,3 @@ def training(cloud: Cloud) -> dict[str, Any]:
 
     found: dict[str, Any] = wait_until(running, what="training")
     return found
-

@@ -63,7 +63,10 @@ def test_what_the_dry_run_shows_is_what_the_cloud_gets(shell: Shell, cloud: Clou
         return str(value).replace(name.rpartition("-")[2], "ID")
 
     tags = cloud.client("sagemaker").list_tags(ResourceArn=described["TrainingJobArn"])["Tags"]
-    told = described | {"Tags": tags, "OutputDataConfig": {"S3OutputPath": described["OutputDataConfig"]["S3OutputPath"]}}
+    told = described | {
+        "Tags": tags,
+        "OutputDataConfig": {"S3OutputPath": described["OutputDataConfig"]["S3OutputPath"]},
+    }
     assert {key: told[key] for key in run.request} == run.request
     assert without_name(dry, dry["TrainingJobName"]) == without_name(dict(run.request), str(run.remote_id))
 

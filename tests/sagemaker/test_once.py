@@ -11,7 +11,9 @@ pytestmark = pytest.mark.slow
 KILLED = -9
 
 
-@pytest.mark.parametrize("step", ["intent written", "package uploaded", "starting written", "create answered", "started"])
+@pytest.mark.parametrize(
+    "step", ["intent written", "package uploaded", "starting written", "create answered", "started"]
+)
 def test_a_submit_that_was_killed_is_finished_by_resume(shell: Shell, cloud: Cloud, step: str) -> None:
     assert shell(*REHEARSED, crash_at=step).code == KILLED
     answer = shell("resume")
@@ -32,7 +34,11 @@ def test_a_submit_that_was_killed_is_finished_by_the_same_command(shell: Shell, 
 
 
 def test_an_outcome_that_nobody_knows_exits_75_and_resume_finds_out(shell: Shell, cloud: Cloud) -> None:
-    cloud.arm("reset-after:CreateTrainingJob", "reset-before:CreateTrainingJob:rate=1", "reset-before:DescribeTrainingJob:rate=1")
+    cloud.arm(
+        "reset-after:CreateTrainingJob",
+        "reset-before:CreateTrainingJob:rate=1",
+        "reset-before:DescribeTrainingJob:rate=1",
+    )
     answer = shell(*REHEARSED)
     assert answer.code == 75, answer.err
     run = shell.run()
