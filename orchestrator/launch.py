@@ -15,7 +15,7 @@ from orchestrator import entrypoint as entrypoints
 from orchestrator import samples as sample_data
 from orchestrator import spec as specs
 from orchestrator.backends import Backend, Progress, Started
-from orchestrator.errors import BadInput, Conflict, OrchestrateError, OutcomeUnknown, StateError
+from orchestrator.errors import BadInput, Conflict, Interrupted, OrchestrateError, OutcomeUnknown, StateError
 from orchestrator.finding import find
 from orchestrator.package import Manifest
 from orchestrator.plan import Plan
@@ -141,11 +141,23 @@ def _start(
         started = backend.submit(run, request, built.path, channels, advance, progress)
     except OutcomeUnknown:
         raise  # it stays as it is, for `orchestrate resume`
+    except KeyboardInterrupt:
+        if run.launch_key is None:
+            raise
+        raise _interrupted(ledger.get(run.id)) from None
     except OrchestrateError as error:
         _not_started(run, error, ledger)
         raise
     crashpoints.reached("started")
     return Launched(ledger.get(run.id), started, built)
+
+
+def _interrupted(run: Run) -> Interrupted:
+    """What Ctrl-C has left of a submit to a cloud: from `starting` on the job may be there, and cost money."""
+    sent = run.state not in (RunState.CREATED, RunState.PACKAGED, RunState.UPLOADED)
+    words = "was being sent and may run in the cloud" if sent else "had not been sent yet: nothing runs"
+    hint = f"orchestrate resume {run.id} goes on with it; orchestrate cancel {run.id} ends it"
+    return Interrupted(f"{run.id} {words}", hint=hint)
 
 
 def _not_started(run: Run, error: OrchestrateError, ledger: Ledger) -> None:

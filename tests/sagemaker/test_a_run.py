@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -118,3 +119,29 @@ def test_a_machine_that_cannot_train_is_refused_before_anything_is_sent(
     assert "cannot train" in answer.err
     assert "--instance ml." in answer.err
     assert not cloud.jobs()
+
+
+def test_as_json_the_document_stands_alone_on_stdout(shell: Shell, cloud: Cloud) -> None:
+    answer = shell(*REHEARSED, "--json")
+    assert answer.code == 0, answer.err
+    told = answer.json
+    assert (told["state"], told["metrics"]) == ("succeeded", {"epoch": 0.0, "loss": 0.5})
+    assert told["billable_seconds"] >= 1
+    assert "hello" in answer.err
+    shell.write("raise SystemExit('no good')\n")
+    failed = shell(*REHEARSED, "--json")
+    assert failed.code == 6, failed.err
+    assert failed.json["state"] == "failed"
+    assert "no good" in failed.json["error"]
+    assert failed.json["hint"]
+    assert len(cloud.jobs()) == 2
+
+
+def test_every_string_arrives_byte_for_byte(shell: Shell, cloud: Cloud) -> None:
+    shell.write("import json, os, sys\nprint(json.dumps([sys.argv[1:], os.environ['NOTE']]))\n")
+    odd = ["--text", 'it\'s "odd" $HOME `x` \\ ü 日本', "", " two  spaces ", "-5", "{{}}"]
+    note = "a 'note'; $(echo no) ü\ttab"
+    answer = shell(*REHEARSED, "--hp", "name=x y=z 'q'", "--env", f"NOTE={note}", "--", *odd)
+    assert answer.code == 0, answer.err
+    line = next(line for line in answer.out.splitlines() if line.startswith("[["))
+    assert json.loads(line) == [["--name", "x y=z 'q'", *odd], note]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -96,34 +98,28 @@ def test_a_download_that_broke_off_is_gone_on_with(shell: Shell, cloud: Cloud) -
     assert (shell.project / "out/model/deep/weights.bin").stat().st_size == 3_000_000
 
 
-@pytest.mark.parametrize(
-    "member", ["tarfile.TarInfo('../../escaped')", "link('inside', '/etc/passwd')", "tarfile.TarInfo('/tmp/escaped')"]
-)
-def test_a_hostile_archive_is_refused_in_one_line_and_nothing_is_written(
-    shell: Shell, cloud: Cloud, member: str
-) -> None:
+def test_a_hostile_archive_is_refused_in_one_line_and_nothing_is_written(shell: Shell, cloud: Cloud) -> None:
     assert shell(*NAMED, **cloud.environment).code == 0
-    run = shell.run()
-    import io
-    import tarfile
-
-    def link(name: str, target: str) -> tarfile.TarInfo:
-        made = tarfile.TarInfo(name)
-        made.type, made.linkname = tarfile.SYMTYPE, target
-        return made
-
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
-        archive.addfile(tarfile.TarInfo("good"), io.BytesIO())
-        archive.addfile(eval(member, {"tarfile": tarfile, "link": link}))
-    key = f"orchestrate/runs/{run.remote_id}/output/model.tar.gz"
-    cloud.client("s3").put_object(Bucket=BUCKET, Key=key, Body=packed.getvalue())
-    answer = shell("artifacts", "--to", "out", **cloud.environment)
-    assert answer.code == 2, answer.err
-    (line,) = [line for line in answer.err.splitlines() if line.startswith("error: ")]
-    assert "model.tar.gz" in line
-    assert files_of(shell.project / "out") == []
+    key = f"orchestrate/runs/{shell.run().remote_id}/output/model.tar.gz"
+    link = tarfile.TarInfo("inside")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    for member in (tarfile.TarInfo("../../escaped"), link, tarfile.TarInfo("/tmp/escaped")):
+        cloud.client("s3").put_object(Bucket=BUCKET, Key=key, Body=packed(tarfile.TarInfo("good"), member))
+        answer = shell("artifacts", "--to", "out", **cloud.environment)
+        assert answer.code == 2, answer.err
+        (line,) = [line for line in answer.err.splitlines() if line.startswith("error: ")]
+        assert "model.tar.gz" in line
+        assert files_of(shell.project / "out") == []
     assert not list(shell.project.parent.rglob("escaped"))
+
+
+def packed(*members: tarfile.TarInfo) -> bytes:
+    """A .tar.gz with these empty members."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w:gz") as archive:
+        for member in members:
+            archive.addfile(member, io.BytesIO())
+    return made.getvalue()
 
 
 def files_of(folder: Path) -> list[str]:

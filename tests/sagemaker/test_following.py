@@ -57,6 +57,37 @@ def test_ctrl_c_leaves_the_job_running_and_says_what_it_costs(patient: Shell, cl
     assert [job["status"] for job in cloud.jobs()] == ["Completed"]
 
 
+def test_ctrl_c_before_anything_was_sent_says_that_nothing_runs(shell: Shell, cloud: Cloud) -> None:
+    cloud.arm("slow:PutObject:seconds=5")
+    typed = shell.start(*REHEARSED)
+    wait_until(lambda: cloud.state()["faults"] == [], what="the upload")
+    typed.signal(signal.SIGINT)
+    answer = typed.end()
+    assert answer.code == 130, answer.err
+    run = shell.run()
+    assert f"{run.id} had not been sent yet: nothing runs" in answer.err
+    assert f"orchestrate resume {run.id}" in answer.err
+    assert not cloud.jobs()
+    resumed = shell("resume", run.id)
+    assert resumed.code == 0, resumed.err
+    assert len(cloud.jobs()) == 1
+
+
+def test_ctrl_c_while_the_create_call_is_out_says_that_the_job_may_run(shell: Shell, cloud: Cloud) -> None:
+    cloud.arm("hang-after:CreateTrainingJob:seconds=10")
+    typed = shell.start(*REHEARSED)
+    wait_until(cloud.jobs, what="the job")
+    typed.signal(signal.SIGINT)
+    answer = typed.end()
+    assert answer.code == 130, answer.err
+    run = shell.run()
+    assert f"{run.id} was being sent and may run in the cloud" in answer.err
+    assert f"orchestrate cancel {run.id}" in answer.err
+    resumed = shell("resume", run.id)
+    assert resumed.code == 0, resumed.err
+    assert [job["status"] for job in cloud.jobs()] == ["Completed"]
+
+
 def test_cancel_on_interrupt_makes_ctrl_c_stop_the_job(patient: Shell, cloud: Cloud) -> None:
     typed = patient.start(*REHEARSED, "--cancel-on-interrupt", "--", str(patient.gate))
     typed.says("line 1")
@@ -105,6 +136,37 @@ def test_a_login_that_runs_out_is_said_and_the_run_goes_on_after(patient: Shell,
     assert answer.code == 0, answer.err
     assert in_order(answer.out)
     assert answer.err.count("your AWS login has expired") == 1
+
+
+def test_a_laptop_that_slept_misses_nothing(patient: Shell, cloud: Cloud) -> None:
+    typed = patient.start(*REHEARSED, "--", str(patient.gate))
+    typed.says("line 1")
+    typed.signal(signal.SIGSTOP)
+    slept = len(numbers(typed.out))
+    wait_until(lambda: len(numbers(cloud_log(patient, cloud))) > slept + 5, what="lines that nobody followed")
+    patient.go()
+    wait_until(lambda: cloud.jobs()[0]["status"] == "Completed", what="the end")
+    typed.signal(signal.SIGCONT)
+    answer = typed.end()
+    assert answer.code == 0, answer.err
+    assert in_order(answer.out)
+    assert len(numbers(answer.out)) > slept + 5
+    assert answer.out.count("done") == 1
+
+
+def cloud_log(shell: Shell, cloud: Cloud) -> str:
+    """The lines of the only run, as CloudWatch has them."""
+    group, prefix = "/aws/sagemaker/TrainingJobs", f"{shell.run().remote_id}/"
+    logs = cloud.client("logs")
+    (stream,) = logs.describe_log_streams(logGroupName=group, logStreamNamePrefix=prefix)["logStreams"]
+    events, token = [], None
+    while True:
+        more = {"nextToken": token} if token else {"startFromHead": True}
+        page = logs.get_log_events(logGroupName=group, logStreamName=stream["logStreamName"], **more)
+        events += [event["message"] for event in page["events"]]
+        if page["nextForwardToken"] == token:
+            return "\n".join(events)
+        token = page["nextForwardToken"]
 
 
 def test_lines_of_several_hosts_are_marked_and_none_is_lost_or_repeated(shell: Shell, cloud: Cloud) -> None:

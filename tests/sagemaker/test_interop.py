@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+import tarfile
 
 import pytest
 
@@ -84,9 +86,6 @@ def test_a_plan_is_a_model_trainer_that_trains_to_its_end(shell: Shell, cloud: C
     assert last[1].startswith("handed-over-")
     bucket, _, key = last[3].removeprefix("s3://").partition("/")
     packed = cloud.client("s3").get_object(Bucket=bucket, Key=key)["Body"].read()
-    import io
-    import tarfile
-
     with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
         member = archive.extractfile(next(one for one in archive.getmembers() if one.name.endswith("weights")))
         assert member is not None
