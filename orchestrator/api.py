@@ -115,7 +115,7 @@ def resume(run_id: str | None = None) -> Run:
     run = finding.find(run_id)
     if run.ended or run.backend == "local":
         return run
-    ended = submitting.followed(_watched, launch.resume(run))
+    ended = submitting.followed(_watched, launch.resume(run), lambda _: None)
     finding.mark_told(ended)
     return ended
 

@@ -121,8 +121,11 @@ def submit(
 def resume(run_id: o.RunId = None, detach: o.Detach = False, as_json: o.Json = False) -> None:
     """Go on with a run whose submit was cut short, or follow one again. Nothing is launched twice."""
     from orchestrator import finding, launch, render, submit_command, watch
+    from orchestrator.errors import BadInput
 
     run = finding.find(run_id)
+    if run.state == "abandoned":
+        raise BadInput(f"{run.id} was never launched: {run.reason}", hint="submit it again: that is a new run")
     if run.ended:
         submit_command.tell_end(None, run, as_json=as_json)
         return
@@ -139,7 +142,8 @@ def resume(run_id: o.RunId = None, detach: o.Detach = False, as_json: o.Json = F
         return
     from orchestrator import submitting
 
-    ended = submitting.followed(lambda held: watch.until_the_end(held, sys.stderr if as_json else sys.stdout), launched)
+    shown = sys.stderr if as_json else sys.stdout
+    ended = submitting.followed(lambda held: watch.until_the_end(held, shown), launched, submit_command.say)
     submit_command.tell_end(None, ended, as_json=as_json)
 
 

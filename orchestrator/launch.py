@@ -142,9 +142,9 @@ def _start(
     except OutcomeUnknown:
         raise  # it stays as it is, for `orchestrate resume`
     except KeyboardInterrupt:
-        if run.launch_key is None:
+        if run.backend == "local":
             raise
-        raise _interrupted(ledger.get(run.id)) from None
+        raise _interrupted(ledger.get(run.id), backend) from None
     except OrchestrateError as error:
         _not_started(run, error, ledger)
         raise
@@ -152,12 +152,18 @@ def _start(
     return Launched(ledger.get(run.id), started, built)
 
 
-def _interrupted(run: Run) -> Interrupted:
-    """What Ctrl-C has left of a submit to a cloud: from `starting` on the job may be there, and cost money."""
-    sent = run.state not in (RunState.CREATED, RunState.PACKAGED, RunState.UPLOADED)
-    words = "was being sent and may run in the cloud" if sent else "had not been sent yet: nothing runs"
-    hint = f"orchestrate resume {run.id} goes on with it; orchestrate cancel {run.id} ends it"
-    return Interrupted(f"{run.id} {words}", hint=hint)
+def _interrupted(run: Run, backend: Backend) -> Interrupted:
+    """What Ctrl-C in the middle of a submit leaves, and how to go on or to stop it."""
+    if run.ended or run.state in (RunState.CREATED, RunState.PACKAGED, RunState.UPLOADED):
+        what = f"{run.id} had not been sent yet: nothing runs"
+        return Interrupted(what, hint=f"the same command again, or orchestrate resume {run.id}, goes on with it")
+    if backend.cancel_on_interrupt:
+        backend.cancel(run, grace_seconds=run.plan["limits"]["grace_seconds"], reason="Ctrl-C")
+        return Interrupted(f"interrupted, and {run.id} was told to stop", hint=f"orchestrate status {run.id}")
+    bill = backend.hold(run).interrupted(1).message.partition(" To stop it:")[0].partition(": ")[2]
+    what = f"{run.id} was being sent and may run in the cloud: {bill}"
+    hint = f"orchestrate cancel {run.id} ends it; orchestrate resume {run.id} goes on with it"
+    return Interrupted(what, hint=hint)
 
 
 def _not_started(run: Run, error: OrchestrateError, ledger: Ledger) -> None:

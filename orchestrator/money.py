@@ -57,7 +57,8 @@ def short(run: Run, now: str | None = None) -> str:
 
 def in_full(run: Run, now: str | None = None) -> str:
     """What *run* cost, from which numbers, and what it was thought to cost."""
-    estimated = f"estimated {_usd(run.estimated_usd)}"
+    most = str(run.plan.get("seconds_from") or "").startswith("at most")  # nothing but the hard stop is known
+    estimated = f"{'at most' if most else 'estimated'} {_usd(run.estimated_usd)}"
     if run.backend == HERE:
         return f"{_usd(run.actual_usd)} ({estimated})"
     factors = _factors(run, now)

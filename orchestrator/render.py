@@ -14,6 +14,7 @@ from orchestrator import money
 from orchestrator.backends import Artifact, Progress
 from orchestrator.comparison import costs_json as costs_json
 from orchestrator.comparison import show_costs
+from orchestrator.errors import OrchestrateError
 from orchestrator.package import Manifest, Package
 from orchestrator.plan import Plan
 from orchestrator.preparing import megabytes
@@ -286,7 +287,12 @@ def show_receipt(plan: Plan | None, run: Run, metrics: Mapping[str, float]) -> N
     out.print(f"\n[bold green]{run.id} succeeded[/] in {duration(run.seconds())}, cost {cost_words}")
     if metrics:
         out.print(cell(f"  {metric_words(metrics)}"))
-    for folder, files in _by_folder(backends.load(run.backend).artifacts(run)).items():
+    try:
+        found = backends.load(run.backend).artifacts(run)
+    except OrchestrateError as error:  # of a listing that is refused; the run succeeded all the same
+        found = []
+        out.print(cell(f"  its files cannot be listed: {error.what}"))
+    for folder, files in _by_folder(found).items():
         size = megabytes(sum(file.size_bytes for file in files))
         line = cell(f"  {shown_name(folder)}: {counted(len(files), 'file')}, {size}  {_place_of(folder, files)}")
         out.print(line, soft_wrap=True)  # the terminal breaks the path, so that it is copied whole

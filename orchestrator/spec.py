@@ -88,7 +88,7 @@ class TrainingSpec:
     @property
     def instances(self) -> tuple[str, ...]:
         """The machines to try, in order: `--instance ml.p3.2xlarge,ml.g5.2xlarge`."""
-        return tuple(name.strip() for name in (self.instance or "").split(",") if name.strip())
+        return tuple(dict.fromkeys(name.strip() for name in (self.instance or "").split(",") if name.strip()))
 
 
 def whole_number(option: str, value: object, *, low: int, high: int) -> int:

@@ -31,7 +31,10 @@ class Stage:
         if fetch and place is not None and place.rehearsed:
             from orchestrator.rehearsal import control
 
-            url = control.ensure(state.home() / "rehearsal", faults=faults).url
+            url = control.ensure(state.home() / "rehearsal").url
+            control.call(url, "DELETE", "faults")  # what an earlier submit armed and did not meet is not this one's
+            if faults:
+                control.call(url, "POST", "faults", list(faults))
             self.endpoint = control.provision(url, role=place.role, bucket=place.bucket, region=place.region)
 
     def set(self, place: AwsPlace | None) -> AwsPlace | None:
@@ -99,7 +102,8 @@ def _worst(spec: TrainingSpec, machine: catalog.Machine, place: AwsPlace) -> str
     if row.usd is None:
         return f"hard stop after {hours}; what it can cost is not known, for want of a price of {machine.name}"
     warm = f", {place.options.keep_alive_minutes} min of warm pool included" if place.options.keep_alive_minutes else ""
-    return f"hard stop after {hours}: at most {cost.format_usd(row.usd)} of machine time{warm}"
+    most = f"at most {cost.format_usd(row.usd)} of machine time{warm}"
+    return f"hard stop after {hours}: {most}, and what the upload of its results takes"
 
 
 def stand_in(folder: Path, *, port: int, region: str | None, faults: Sequence[str]) -> None:

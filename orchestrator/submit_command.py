@@ -43,13 +43,15 @@ def run(flags: Flags, how: How) -> None:
         prepared.backend.cancel_on_interrupt = how.cancel_on_interrupt
     if how.smoke:
         smoke_run.run(attempts[0], lambda line: print(line, file=sys.stderr))
+    if how.detach and len(attempts) > 1:
+        say("detached: the next machine is tried where one is refused at once, not where capacity fails later")
     follow = partial(_detached if how.detach else _attached, as_json=how.as_json)
-    sent = submitting.send(attempts, follow, tell=_say, again=how.again, progress=render.progress_bar)
+    sent = submitting.send(attempts, follow, tell=say, again=how.again, progress=render.progress_bar)
     if not how.detach:
         tell_end(sent.prepared, sent.run, as_json=how.as_json)
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
     print(f"note: {render.clean(line)}", file=sys.stderr)
 
 

@@ -47,7 +47,7 @@ def send(
     if joined is not None:
         prepared = next(one for one in attempts if one.launch_key == joined.run.launch_key)
         tell(_joined_words(joined.run))
-        return Sent(prepared, joined, followed(partial(follow, prepared), joined))
+        return Sent(prepared, joined, followed(partial(follow, prepared), joined, tell))
     rest, why = list(attempts), list[str]()
     while True:
         prepared = _explained(rest.pop(0), why)
@@ -60,7 +60,7 @@ def send(
                 raise
             reason = error.what
         else:
-            run = followed(partial(follow, prepared), launched)
+            run = followed(partial(follow, prepared), launched, tell)
             if not rest or not _refused_later(run):
                 return Sent(prepared, launched, run)
             reason = f"{run.id} {run.reason}"
@@ -103,10 +103,16 @@ def _refused_later(run: Run) -> bool:
     return False
 
 
-def followed(follow: Callable[[Launched], Run], launched: Launched) -> Run:
+def followed(follow: Callable[[Launched], Run], launched: Launched, tell: Tell) -> Run:
     """Follow the run; what a rehearsed cloud keeps is brought here at its end, since it keeps it in memory."""
     run = follow(launched)
     if run.rehearsed and run.ended and run.started_at is not None:
         root = state.make_private(Path(run.run_dir) / "root")
-        backends.load(run.backend).collect(run, root, checkpoints=True)
+        try:
+            backends.load(run.backend).collect(run, root, checkpoints=True)
+        except OrchestrateError as error:  # how the run ended stands all the same
+            tell(
+                f"not all that {run.id} left could be brought here: {error.what}"
+                + (f" ({error.hint})" if error.hint else "")
+            )
     return run

@@ -22,6 +22,7 @@ from orchestrator.errors import Conflict, OrchestrateError, OutcomeUnknown
 from orchestrator.runs import RunState
 
 ATTEMPTS = 6
+SETTLE_SECONDS = 20.0
 CREATE_SECONDS = 60.0  # how long an answer to the create call is waited for
 _ENDS = {"Completed": RunState.SUCCEEDED, "Failed": RunState.FAILED, "Stopped": RunState.STOPPED}
 _WAITING = (
@@ -119,12 +120,14 @@ def create_once(aws: Aws, request: Mapping[str, Any], *, run_id: str, tell: Tell
                 continue
             if kind not in _ASKED and not unclear:
                 raise explain.refusal(error, doing="create the training job", context=_context(request, aws)) from error
-            unclear = unclear or kind is not Kind.UNREACHABLE
-            tell(f"no clear answer to the create call ({kind}): asking for {name}")
-            there = is_there(aws, request, run_id=run_id)
+            clear_no = kind not in _ASKED
+            unclear = unclear or (not clear_no and kind is not Kind.UNREACHABLE)
+            how = "now refuses" if clear_no else "gave no clear answer to"
+            tell(f"SageMaker {how} the create call ({kind}): asking for {name}")
+            there = _settled(aws, request, run_id) if clear_no else is_there(aws, request, run_id=run_id)
             if there:
                 return False
-            if there is False and kind not in _ASKED:
+            if there is False and clear_no:
                 raise explain.refusal(error, doing="create the training job", context=_context(request, aws)) from error
         else:
             crashpoints.reached("create answered")
@@ -133,6 +136,15 @@ def create_once(aws: Aws, request: Mapping[str, Any], *, run_id: str, tell: Tell
     if not unclear:
         what = f"SageMaker could not be reached or kept asking to wait in {ATTEMPTS} tries; nothing is known to run"
     raise OutcomeUnknown(what, hint=f"orchestrate resume {run_id}   (it asks first, and never starts a second job)")
+
+
+def _settled(aws: Aws, request: Mapping[str, Any], run_id: str) -> bool | None:
+    """As is_there, asked until it is there or SETTLE_SECONDS have passed: a call whose answer was lost may still be at work."""
+    pace = pace_of(aws.endpoint)
+    deadline = time.monotonic() + SETTLE_SECONDS * pace
+    while not (there := is_there(aws, request, run_id=run_id)) and time.monotonic() < deadline:
+        time.sleep(2 * pace)
+    return there
 
 
 def _pause(attempt: int, pace: float) -> None:
@@ -210,9 +222,16 @@ def standing(described: Mapping[str, Any], now: RunState) -> Standing:
         reason=reason,
         started_at=_iso(described.get("TrainingStartTime")),
         ended_at=_iso(described.get("TrainingEndTime")),
-        billable_seconds=described.get("BillableTimeInSeconds"),
+        billable_seconds=_billable(described),
         exit_code=0 if state is RunState.SUCCEEDED else int(code[1]) if code else None,
     )
+
+
+def _billable(described: Mapping[str, Any]) -> int | None:
+    """Seconds of the job, and those for which its machines were kept warm, as far as they are counted yet."""
+    seconds: int | None = described.get("BillableTimeInSeconds")
+    kept = described.get("WarmPoolStatus", {}).get("ResourceRetainedBillableTimeInSeconds", 0)
+    return None if seconds is None else seconds + kept
 
 
 def _iso(time_of: datetime | None) -> str | None:

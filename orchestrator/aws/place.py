@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import secrets
@@ -55,8 +56,14 @@ class AwsPlace:
         """What belongs to this run alone."""
         return f"s3://{self.bucket}/{PREFIX}/runs/{self.job_name}"
 
+    @property
+    def shared(self) -> str:
+        """Where in the bucket lies what runs share: apart for each KMS key, since what lies there keeps the key it came with."""
+        key = self.options.kms_key
+        return PREFIX if key is None else f"{PREFIX}/kms-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+
     def data_uri(self, digest: str) -> str:
-        return f"s3://{self.bucket}/{PREFIX}/data/{digest}/"
+        return f"s3://{self.bucket}/{self.shared}/data/{digest}/"
 
 
 @dataclass(frozen=True)

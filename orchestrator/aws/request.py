@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from orchestrator.aws.place import GRACE_SECONDS, PREFIX, AwsPlace
@@ -41,6 +41,21 @@ _HAVE_OPTIONS = {
     "AlgorithmSpecification.ContainerArguments": "what stands behind --",
     "AlgorithmSpecification.MetricDefinitions": "--metric",
 }
+_FLAG = {"Environment": "env", "Tags": "tag"}
+_MERGED_BY_HAND: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    (
+        "Environment",
+        lambda it: isinstance(it, Mapping) and all(isinstance(v, str) for v in it.values()),
+        "texts by name",
+    ),
+    (
+        "Tags",
+        lambda it: (
+            isinstance(it, list) and all(isinstance(tag, Mapping) and {"Key", "Value"} == set(tag) for tag in it)
+        ),
+        "a list of {Key, Value}",
+    ),
+)
 MAX_ENVIRONMENT_VALUE = 512
 MAX_ENVIRONMENT = 100
 _PLACEHOLDER = "LAUNCH"
@@ -88,7 +103,7 @@ def _place(plan: Plan) -> AwsPlace:
 
 def code_prefix(plan: Plan, bootstrap_digest: str) -> str:
     """The key prefix of the channel `code`: the same package and bootstrap.py, the same place."""
-    return f"{PREFIX}/code/{plan.package_digest}/{bootstrap_digest[:16]}/"
+    return f"{_place(plan).shared}/code/{plan.package_digest}/{bootstrap_digest[:16]}/"
 
 
 def _channels(plan: Plan, place: AwsPlace, bootstrap_digest: str) -> list[dict[str, Any]]:
@@ -128,11 +143,17 @@ def _refuse_what_has_an_option(extra: Mapping[str, Any]) -> None:
     given = set(extra) | {
         f"{name}.{inner}" for name, table in extra.items() if isinstance(table, Mapping) for inner in table
     }
-    raise_all(
+    problems = [
         BadInput(f"[backend.sagemaker.extra] {path}: that has its own option", hint=option)
         for path, option in _HAVE_OPTIONS.items()
         if path in given
-    )
+    ]
+    for name, is_right, form in _MERGED_BY_HAND:
+        if name in extra and not is_right(extra[name]):
+            problems.append(
+                BadInput(f"[backend.sagemaker.extra] {name} is not {form}", hint=f"--{_FLAG[name]} NAME=VALUE")
+            )
+    raise_all(problems)
 
 
 def _merged(request: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:

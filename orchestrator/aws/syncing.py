@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC
 from typing import Any
@@ -12,6 +13,7 @@ from orchestrator.aws.client import Aws
 from orchestrator.aws.place import GRACE_SECONDS, NAME_PREFIX
 from orchestrator.runs import Ledger, Run, RunState
 
+_LAUNCH_ID = re.compile(r"[0-9a-f]{20}")
 MOST_JOBS = 200  # the newest; listing is limited to two calls a second for a whole account
 
 
@@ -30,7 +32,7 @@ def _bring_in(aws: Aws, ledger: Ledger, *, rehearsed: bool) -> list[str]:
         described = jobs.describe(aws, name)
         environment = {} if described is None else described.get("Environment", {})
         launch_id = environment.get("ORCHESTRATE_LAUNCH_ID", "")
-        if described is None or not launch_id or not name.endswith(launch_id):
+        if described is None or not _LAUNCH_ID.fullmatch(launch_id) or not name.endswith(launch_id):
             continue
         run = _row(aws, described, launch_id, rehearsed)
         ledger.insert(run)

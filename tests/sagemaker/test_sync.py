@@ -51,7 +51,9 @@ def test_jobs_that_are_not_ours_are_left_out(shell: Shell, elsewhere: Shell, clo
     suffix = secrets.token_hex(5)
     names = (f"somebody-{suffix}", f"orc-somebody-{suffix}")
     for name in names:
-        cloud.client("sagemaker").create_training_job(**training_request(name, "echo not ours"))
+        cloud.client("sagemaker").create_training_job(
+            **training_request(name, "true", Environment={"ORCHESTRATE_LAUNCH_ID": suffix})
+        )
         wait_for_end(cloud.client("sagemaker"), name)
     answer = elsewhere(*SYNC)
     assert answer.code == 0, answer.err
