@@ -257,8 +257,10 @@ def list_(
     if sync:
         from orchestrator.staging import bring_in
 
-        for run_id in bring_in(region, profile, rehearse=rehearse):
+        where, brought = bring_in(region, profile, rehearse=rehearse)
+        for run_id in brought:
             print(f"note: {run_id} was made elsewhere and is in the list now", file=sys.stderr)
+        print(f"note: looked in {where}: {len(brought) or 'no'} new", file=sys.stderr)
     _tell_news(clouds=True)
     with Ledger.open_to_read(state.ledger_file()) as ledger:
         runs = ledger.newest(None if all_ else limit)
@@ -279,7 +281,7 @@ def status(run_id: o.RunId = None, as_json: o.Json = False) -> None:
     from orchestrator.runs import Ledger
 
     _tell_news()
-    run = finding.find(run_id)
+    run = finding.find(run_id, lines=True)
     with Ledger.open_to_read(state.ledger_file()) as ledger:
         events, metrics = ledger.events(run.id), ledger.last_metrics(run.id)
     if as_json:
@@ -364,17 +366,24 @@ def cancel(
     from orchestrator.spec import whole_number
 
     _tell_news()
-    run = finding.find(run_id)
+    run = finding.find(run_id, own=True)
     if not run.ended:
-        own = int(run.plan["limits"]["grace_seconds"])
-        grace = own if grace_seconds is None else whole_number("--grace-seconds", grace_seconds, low=0, high=3600)
+        grace = own = int(run.plan["limits"]["grace_seconds"])
+        if grace_seconds is not None:
+            grace = whole_number("--grace-seconds", grace_seconds, low=0, high=3600)
+        if run.backend != "local" and grace != own:
+            print(f"note: --grace-seconds has no effect: {run.backend} gives its own time to save", file=sys.stderr)
+            grace = own
         launch.cancel(run, grace_seconds=grace, reason="cancelled by orchestrate cancel")
         print(f"stopping {run.id}: up to {grace} s to save", file=sys.stderr)
         run = watch.wait_for_end(run, grace + 30)
-    if not run.ended:
+    taken = run.backend != "local" and run.state == "stopping"  # it uploads, for as long as that takes
+    if not run.ended and not taken:
         raise OutcomeUnknown(f"{run.id} has not ended yet", hint=f"orchestrate status {run.id}")
     if as_json:
         render.print_json(render.run_json(run, watch.last_metrics(run)))
+    elif not run.ended:
+        print(f"{run.id} is stopping: {run.backend} has taken it, and uploads\nnext: orchestrate status {run.id}")
     else:
         print(f"{run.id} {run.state}: {run.reason or 'it had ended by itself'}")
 

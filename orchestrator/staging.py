@@ -11,6 +11,7 @@ from orchestrator import plan, samples, state
 from orchestrator.aws import place as places
 from orchestrator.aws.place import AwsPlace
 from orchestrator.backends import Progress
+from orchestrator.errors import BadInput
 from orchestrator.spec import Pairs, TrainingSpec
 
 
@@ -113,13 +114,15 @@ def stand_in(folder: Path, *, port: int, region: str | None, faults: Sequence[st
     server.serve(folder, port=port, faults=faults, region=region or catalog.DEFAULT_REGION["sagemaker"])
 
 
-def bring_in(region: str | None, profile: str | None, *, rehearse: bool) -> list[str]:
-    """The ids of runs that were made elsewhere and are in the ledger from now on."""
+def bring_in(region: str | None, profile: str | None, *, rehearse: bool) -> tuple[str, list[str]]:
+    """The region that was looked in, and the ids of runs that were made elsewhere and are in the ledger from now on."""
     from orchestrator.backends import sagemaker
     from orchestrator.rehearsal import control
     from orchestrator.runs import Ledger
 
-    where = places.region_of(region, profile) or catalog.DEFAULT_REGION["sagemaker"]
+    where = places.region_of(region, profile) or (catalog.DEFAULT_REGION["sagemaker"] if rehearse else None)
+    if where is None:  # another region than the user's would look as if there were no runs
+        raise BadInput("no region: neither --region nor $AWS_REGION", hint="--region us-east-1")
     endpoint = control.ensure(state.home() / "rehearsal").url if rehearse else None
     with Ledger.open(state.ledger_file()) as ledger:
-        return sagemaker.sync(where, ledger, endpoint=endpoint, profile=profile)
+        return where, sagemaker.sync(where, ledger, endpoint=endpoint, profile=profile)

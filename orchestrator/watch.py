@@ -306,11 +306,25 @@ def _wait_for_end(run: Run) -> None:
 def wait_for_end(run: Run, seconds: float) -> Run:
     """*run* as it stands when it has ended, or after *seconds*."""
     deadline = time.monotonic() + seconds
+    if run.backend != money.HERE:
+        _wait_in_the_cloud(run, deadline)
+        return finding.find(run.id)
     while True:
         now = finding.find(run.id)
         if now.ended or time.monotonic() > deadline:
             return now
         time.sleep(0.1)
+
+
+def _wait_in_the_cloud(run: Run, deadline: float) -> None:
+    """Follow *run*, with its backend's patience for the cloud, until the ledger knows its end, or it cannot be followed."""
+    try:
+        for _ in backends.load(run.backend).logs(run, follow=True):
+            with Ledger.open_to_read(state.ledger_file()) as ledger:
+                if ledger.get(run.id).ended or time.monotonic() > deadline:
+                    return
+    except OrchestrateError as error:
+        print(f"note: {run.id} cannot be followed to its end: {render.clean(error.what)}", file=sys.stderr)
 
 
 def fault(run: Run) -> OrchestrateError | None:

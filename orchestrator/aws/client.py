@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import ipaddress
 import os
 import threading
@@ -104,6 +106,18 @@ class Aws:
         return self._session.client(
             service, region_name=self.region, config=config, endpoint_url=self.endpoint, **credentials
         )
+
+
+def shared(region: str, endpoint: str | None, profile: str | None) -> Aws:
+    """The clients for short questions of one place, made once a process: a list asks for many runs. Closed at its end."""
+    return _shared(region, endpoint, profile, os.environ.get("AWS_ENDPOINT_URL"))
+
+
+@functools.cache
+def _shared(region: str, endpoint: str | None, profile: str | None, _: str | None) -> Aws:
+    aws = Aws(region, endpoint=endpoint, profile=profile)
+    atexit.register(aws.close)
+    return aws
 
 
 def _session(profile: str | None) -> Any:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from orchestrator.aws.failures import PULL, Explained, Names, elsewhere, failure, one_line
+from orchestrator.aws.failures import KMS, PULL, Explained, Names, elsewhere, failure, one_line
 from orchestrator.errors import CloudRefused, Conflict, LoginNeeded, OrchestrateError
 
 __all__ = ["Explained", "Kind", "classify", "failure", "refusal", "said"]
@@ -96,16 +96,18 @@ _KIND_OF_CLASS: Mapping[str, Kind] = {
     "NoRegionError": Kind.INVALID,
     "HTTPError": Kind.AMBIGUOUS,  # urllib3's, while a body is read
 }
-# What the code alone does not tell: a part of the message, and what it makes of the error.
+_SIGNATURE = ("InvalidSignatureException", "SignatureDoesNotMatch", "AuthFailure")
+_CLOCK_CODES = ("RequestTimeTooSkewed", "RequestInTheFuture")
+_CLOCK_WORDS = r"Signature expired|Signature not yet current"
+# What the code alone does not tell: a part of the message, names of the user's left out, and what it makes of the error.
 _KIND_OF_WORDS = (
-    (r"Signature expired|Signature not yet current|clock|too skewed", Kind.EXPIRED),
     (r"security token .*(expired|invalid)|token has expired|ExpiredToken", Kind.EXPIRED),
     (r"Requested resource not found|Could not find training job", Kind.MISSING),
     (r"CapacityError|Unable to provision requested ML compute capacity|Insufficient ?capacity", Kind.CAPACITY),
     (r"Rate exceeded|reduce your request rate", Kind.THROTTLED),
 )
+_NAMED = re.compile(r"arn:\S+|s3://\S+|(?<!\w)'[^']*'|\"[^\"]*\"")
 _SDKS = ("botocore", "boto3", "s3transfer", "urllib3")
-_CLOCK = r"Signature expired|Signature not yet current|RequestTimeTooSkewed|RequestInTheFuture|too large|too skewed"
 _NEVER_SENT = r"CERTIFICATE_VERIFY_FAILED|WRONG_VERSION_NUMBER|handshake|certificate verify failed|hostname"
 
 
@@ -158,9 +160,12 @@ def _kind_of(error: BaseException) -> Kind:
 
 
 def _kind_of_answer(code: str, message: str, status: int) -> Kind:
-    if code in ("ValidationException", "InvalidSignatureException", "400", "AuthFailure", "SignatureDoesNotMatch"):
+    if _is_the_clock(code, message):
+        return Kind.EXPIRED
+    if code in ("ValidationException", "400", *_SIGNATURE):
+        bare = _NAMED.sub("", message)
         for pattern, kind in _KIND_OF_WORDS:
-            if re.search(pattern, message, re.IGNORECASE):
+            if re.search(pattern, bare, re.IGNORECASE):
                 return kind
     if code in _KIND_OF_CODE:
         return _KIND_OF_CODE[code]
@@ -171,6 +176,10 @@ def _kind_of_answer(code: str, message: str, status: int) -> Kind:
     if status >= 500:
         return Kind.AMBIGUOUS
     return _KIND_OF_CODE.get(str(status), Kind.OTHER)
+
+
+def _is_the_clock(code: str, message: str) -> bool:
+    return code in _CLOCK_CODES or (code in _SIGNATURE and re.search(_CLOCK_WORDS, message) is not None)
 
 
 def _answer(error: BaseException) -> tuple[str, str, int]:
@@ -197,7 +206,7 @@ def refusal(error: BaseException, *, doing: str, context: Mapping[str, str] | No
     """
     kind, words, context = classify(error), said(error), context or {}
     code = next((code for code in (_answer(one)[0] for one in _chain(error)) if code), "")
-    if any(re.search(_CLOCK, f"{_answer(one)[0]} {_answer(one)[1]}") for one in _chain(error)):
+    if any(_is_the_clock(*_answer(one)[:2]) for one in _chain(error)):
         return LoginNeeded(f"cannot {doing}: this machine's clock is wrong ({words})", hint=_SET_CLOCK)
     if kind in (Kind.EXPIRED, Kind.NO_CREDENTIALS):
         return _login(kind, words, doing, context)
@@ -209,10 +218,22 @@ def refusal(error: BaseException, *, doing: str, context: Mapping[str, str] | No
         if match:
             names = Names(context, match.groupdict())
             return CloudRefused(f"cannot {doing}: {what.format_map(names)}", hint=hint.format_map(names))
-    return _plain_refusal(kind, words, doing, context)
+    return _plain_refusal(kind, words, doing, context, of_s3=_of_s3(error))
+
+
+def _of_s3(error: BaseException) -> bool:
+    """Was the call that failed one of S3's?"""
+    for one in _chain(error):
+        # boto3.exceptions.S3UploadFailedError keeps the call in its text alone.
+        found = re.search(r"when calling the (\w+) operation", str(one))
+        operation = getattr(one, "operation_name", None) or (found[1] if found else None)
+        if operation:
+            return re.search(r"Bucket|Object|Multipart|UploadPart|ListParts", operation) is not None
+    return False
 
 
 _SET_CLOCK = "set the clock (timedatectl set-ntp true; on macOS: sntp -sS time.apple.com), then the same command again"
+_ACTION = r"[\w:*-]+(?: on resource: [^\s,]+)?"
 # What the service refuses at once: a pattern over `code: words`, what it means, what to do. The first that fits.
 _REFUSALS = (
     (
@@ -231,8 +252,8 @@ _REFUSALS = (
         "aws iam get-role --role-name NAME shows its trust policy; the whole ARN, path and all: --role ARN",
     ),
     (
-        r"perform: (?P<action>[\w:*]+)( on resource: (?P<resource>[^\s,]+))?.* explicit deny",
-        "an explicit deny in a policy forbids {action} on {resource}",
+        rf"perform: (?P<action>{_ACTION}).* explicit deny",
+        "an explicit deny in a policy forbids {action}",
         "ask whoever runs the AWS account; or another login: --profile NAME",
     ),
     (
@@ -241,7 +262,7 @@ _REFUSALS = (
         f"--image of one that is there, in the job's region and account; the role needs {PULL}",
     ),
     (
-        r"kms",
+        KMS,
         "KMS refuses the key {kms_key}",
         "--kms-key of one in the job's region; you and the role need kms:GenerateDataKey, kms:Decrypt and kms:CreateGrant",
     ),
@@ -251,8 +272,8 @@ _REFUSALS = (
         "have it allowed: by its tags a job that was made is found again; or another login: --profile NAME",
     ),
     (
-        r"perform: (?P<action>[\w:*]+) on resource: (?P<resource>[^\s,]+)",
-        "your login is not allowed {action} on {resource}",
+        rf"perform: (?P<action>{_ACTION})",
+        "your login is not allowed {action}",
         "have it allowed, or take another login: --profile NAME",
     ),
     (
@@ -309,7 +330,7 @@ def _quota(words: str, context: Mapping[str, str]) -> tuple[str, str]:
     return what, hint
 
 
-def _plain_refusal(kind: Kind, words: str, doing: str, context: Mapping[str, str]) -> OrchestrateError:
+def _plain_refusal(kind: Kind, words: str, doing: str, context: Mapping[str, str], *, of_s3: bool) -> OrchestrateError:
     bucket = context.get("bucket")
     if kind is Kind.EXISTS:
         return Conflict(f"cannot {doing}: it is there already ({words})", hint="nothing was touched; another --name")
@@ -320,7 +341,7 @@ def _plain_refusal(kind: Kind, words: str, doing: str, context: Mapping[str, str
         what, hint = f"no clear answer from AWS to: {doing} ({words})", "the same command again: nothing is done twice"
     elif kind is Kind.UNREACHABLE:
         what, hint = f"cannot {doing}: AWS cannot be reached ({words})", "look at the network, proxy and --region"
-    elif kind is Kind.DENIED and bucket:
+    elif kind is Kind.DENIED and bucket and of_s3:
         # S3 says no more than this of a bucket that is another account's, or closed to this login.
         what = f"cannot {doing}: no access to the bucket {bucket}, or it is not the account's of the role"
         hint = "--bucket NAME of one in that account; or another login: --profile NAME"

@@ -16,6 +16,8 @@ class Explained:
     hint: str
 
 
+# KMS itself is meant, an action of it or an error: not a bucket, an image or a run whose name has these letters.
+KMS = r"(?-i:\bKMS\.[A-Z]|(?<![\w/.-])kms:[A-Z*]|(?<![\w/.'\"-])(?:SSE-|AWS-)?KMS\b(?!-\d))"
 PULL = "ecr:BatchGetImage, ecr:GetDownloadUrlForLayer, ecr:BatchCheckLayerAvailability and ecr:GetAuthorizationToken"
 Failure = tuple[str, str, str, str]
 # Why a job ended: a pattern, the kind, what it means, what to do. The first that fits. What the service says of itself:
@@ -52,7 +54,7 @@ _SERVICE_FAILURES: Sequence[Failure] = (
         "an S3 gateway endpoint in the subnet's route table, or another --subnet",
     ),
     (
-        r"kms:|KMS|SSE-KMS",
+        KMS,
         "kms",
         "a key of KMS was refused",
         "the role needs kms:GenerateDataKey, kms:Decrypt and kms:CreateGrant on it; or another --kms-key",
@@ -139,7 +141,7 @@ _SCRIPT_FAILURES: Sequence[Failure] = (
         "fewer data workers (num_workers), or a larger --instance",
     ),
     (
-        r"FileNotFoundError.*(checkpoint|\.pt\b|\.ckpt|\.pth)|checkpoint.*(not found|does not exist|missing)",
+        r"FileNotFoundError.*([Cc]heckpoint|ckpt)|checkpoint.*(not found|does not exist|missing)",
         "checkpoint",
         "the script found no checkpoint to go on from",
         "--resume-from RUN names the run whose checkpoints to begin with: orchestrate list",

@@ -6,8 +6,9 @@ import json
 import random
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from orchestrator.aws import explain, jobs
 from orchestrator.aws.client import Aws
 from orchestrator.aws.explain import Kind
 from orchestrator.aws.jobs import Standing, Tell
-from orchestrator.aws.logs import LOOPBACK_QUIET_SECONDS, LogFetcher
+from orchestrator.aws.logs import LogFetcher
 from orchestrator.errors import LoginNeeded, OrchestrateError, OutcomeUnknown
 from orchestrator.metrics import MetricReader
 from orchestrator.runs import ENDED, Ledger, Run, RunState
@@ -26,11 +27,15 @@ LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 LOOK_SECONDS, READ_SECONDS, BEAT_SECONDS = 5.0, 2.0, 0.5
 LOGIN_PATIENCE_SECONDS = 15 * 60.0
 LONGEST_PAUSE_SECONDS = 60.0
+CATCH_UP_SECONDS = 5.0
 _HOST_MARK = re.compile(rb"(?m)^algo-\d+ \| ")
 
 
-def look(aws: Aws, run: Run, ledger: Ledger) -> Run:
-    """Ask how the job stands and write it down. Raises what the question met, as the SDK raised it."""
+def look(aws: Aws, run: Run, ledger: Ledger, *, catch_up: Callable[[], None] | None = None) -> Run:
+    """Ask how the job stands and write it down. Raises what the question met, as the SDK raised it.
+
+    catch_up: brings what an ended job printed here, since its end is explained by its last lines; None: as it is done here.
+    """
     try:
         described = jobs.describe(aws, str(run.remote_id))
     except Exception as error:
@@ -46,7 +51,10 @@ def look(aws: Aws, run: Run, ledger: Ledger) -> Run:
         return _gone(run, ledger, f"{run.remote_id} is another's job; this run was never made")
     told = jobs.standing(described, RunState(run.state))
     if told.state in ENDED:
+        if told.started_at is not None:
+            (catch_up or partial(_caught_up, aws, run))()
         _conclude(run, told, ledger)
+        _keep_final_metrics(run, described, ledger)
     else:
         changes: dict[str, Any] = {"remote_status": told.remote_status, "billable_seconds": told.billable_seconds}
         if told.started_at is not None:
@@ -101,6 +109,43 @@ def _conclude(run: Run, told: Standing, ledger: Ledger) -> None:
     )
 
 
+def _keep_final_metrics(run: Run, described: Mapping[str, Any], ledger: Ledger) -> None:
+    """The metrics that SageMaker itself has found, where no line that was read had any: before the first line, if one comes."""
+    found = described.get("FinalMetricDataList") or []
+    if found and not ledger.last_metrics(run.id):
+        values = {one["MetricName"]: float(one["Value"]) for one in found}
+        ledger.add_metrics(run.id, [(-1, datetime.now(UTC).isoformat(timespec="milliseconds"), values)])
+
+
+def _caught_up(aws: Aws, run: Run) -> None:
+    """Bring what an ended job printed here, and its metrics into the ledger."""
+    with _fetcher(aws, run) as fetcher:
+        _catch_up(fetcher)
+    for _ in _Shown(run).new():
+        pass
+
+
+def _catch_up(fetcher: LogFetcher) -> None:
+    """Fetch what comes at once, for some seconds at most. What the cloud refuses meanwhile is left for `orchestrate logs`."""
+    deadline = time.monotonic() + CATCH_UP_SECONDS
+    try:
+        while fetcher.poll() and time.monotonic() < deadline:
+            pass
+    except Exception as error:
+        if explain.classify(error) is Kind.OTHER:
+            raise
+
+
+def _fetcher(aws: Aws, run: Run) -> LogFetcher:
+    folder, name = state.make_private(Path(run.run_dir)), str(run.remote_id)
+    several, near = int(run.plan["count"]) > 1, jobs.pace_of(aws.endpoint) < 1
+    return LogFetcher(aws, group=LOG_GROUP, job_name=name, folder=folder, mark_hosts=several, loopback=near)
+
+
+def _say_ended(fetcher: LogFetcher, run: Run) -> None:
+    fetcher.say_ended(None if run.ended_at is None else datetime.fromisoformat(run.ended_at).timestamp())
+
+
 def _stopped_words(run: Run, told: Standing) -> str | None:
     """Who stopped it, where that was not a limit of the cloud's."""
     if told.state is not RunState.STOPPED or told.remote_status != "Stopped":
@@ -125,6 +170,8 @@ class Trouble:
     def __init__(self, aws: Aws, run: Run, tell: Tell) -> None:
         self._aws, self._run, self._tell = aws, run, tell
         self._pace = jobs.pace_of(aws.endpoint)
+        goes_on = f"; {run.id} goes on in the cloud, and so does this once you log in again"
+        self._goes_on = "; what is here is shown" if run.ended else goes_on
         self._times = 0
         self._said = ""
         self._login_lost: float | None = None
@@ -138,8 +185,7 @@ class Trouble:
         if kind in (Kind.EXPIRED, Kind.NO_CREDENTIALS):
             self._login_lost = now if self._login_lost is None else self._login_lost
             refusal = explain.refusal(error, doing=f"follow {self._run.id}")
-            self._say(f"{refusal.what}; {self._run.id} goes on in the cloud, and so does this once you log in again"
-                      f" ({refusal.hint})")  # fmt: skip
+            self._say(f"{refusal.what}{self._goes_on} ({refusal.hint})")
             if now - self._login_lost > LOGIN_PATIENCE_SECONDS:
                 raise LoginNeeded(f"{refusal.what}; {self._run.id} goes on", hint=refusal.hint)
             self._aws.refresh()
@@ -165,28 +211,23 @@ class Trouble:
 
 def output(aws: Aws, run: Run, *, follow: bool, tell: Tell) -> Iterator[bytes]:
     """The lines of all hosts from the beginning; b"" is a moment of silence. follow: until the job has ended and is drained."""
-    folder = state.make_private(Path(run.run_dir))
     run = _known(run)
     pace = jobs.pace_of(aws.endpoint)
     reader = _Shown(run)
     trouble = Trouble(aws, run, tell)
-    name, marked = str(run.remote_id), int(run.plan["count"]) > 1
-    quiet = LOOPBACK_QUIET_SECONDS if pace < 1 else None
-    with LogFetcher(
-        aws, group=LOG_GROUP, job_name=name, folder=folder, mark_hosts=marked, quiet_seconds=quiet
-    ) as fetcher:
+    with _fetcher(aws, run) as fetcher:
         next_look = next_read = 0.0
         news = True
         if run.ended:
-            fetcher.say_ended()
+            _say_ended(fetcher, run)
         while True:
             now = time.monotonic()
             try:
                 if now >= max(next_look, trouble.wait_until) and not run.ended:
-                    run = _looked(aws, run)
+                    run = _looked(aws, run, fetcher)
                     next_look = now + LOOK_SECONDS * pace
                     if run.ended:
-                        fetcher.say_ended()
+                        _say_ended(fetcher, run)
                     _check_it_was_made(run)
                     trouble.over()
                 if now >= max(next_read, trouble.wait_until):
@@ -222,9 +263,9 @@ def _known(run: Run) -> Run:
         return ledger.get(run.id)
 
 
-def _looked(aws: Aws, run: Run) -> Run:
+def _looked(aws: Aws, run: Run, fetcher: LogFetcher) -> Run:
     with Ledger.open(state.ledger_file()) as ledger:
-        return look(aws, run, ledger)
+        return look(aws, run, ledger, catch_up=partial(_catch_up, fetcher))
 
 
 class _Shown:

@@ -19,7 +19,8 @@ LOG, CURSOR, LOCK = "log.txt", "log-cursor.json", "log.lock"
 # Seconds, against AWS itself; a loopback service is neither far nor shared, nor late.
 REQUEST_SECONDS, LOOPBACK_REQUEST_SECONDS = 0.2, 0.01
 QUIET_SECONDS, LOOPBACK_QUIET_SECONDS = 10.0, 0.5
-MOST_PAGES = 50  # of a stream in one poll, so that a long log shows while it is fetched
+LATE_SECONDS = 600.0  # CloudWatch may take a line in this long after it was printed
+MOST_PAGES = 10  # of a stream in one poll, two seconds' worth: a long log shows while it is fetched
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class LogFetcher:
     """Appends what a job's hosts print to *folder*/log.txt; what of it counts is in log-cursor.json, written after it.
 
     One process fetches, by a lock in *folder*; another's poll() says whether the log has grown. Errors of calls are raised
-    as botocore has them, with nothing lost: poll again. mark_hosts: each line begins with its host (`algo-2 | `).
-    *clock* and *sleep* are in seconds.
+    as botocore has them, with nothing lost: poll again. mark_hosts: each line begins with its host (`algo-2 | `). loopback:
+    the service is on this machine; None: as the endpoint of *aws* says. *clock*, *wall* and *sleep* are in seconds.
     """
 
     def __init__(
@@ -50,20 +51,24 @@ class LogFetcher:
         folder: Path,
         mark_hosts: bool,
         quiet_seconds: float | None = None,
+        loopback: bool | None = None,
         clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        loopback = aws.endpoint is not None
+        loopback = aws.endpoint is not None if loopback is None else loopback
         default = LOOPBACK_QUIET_SECONDS if loopback else QUIET_SECONDS
         self._quiet_seconds = default if quiet_seconds is None else quiet_seconds
         self._request_seconds = LOOPBACK_REQUEST_SECONDS if loopback else REQUEST_SECONDS
+        self._late_seconds = 0.0 if loopback else LATE_SECONDS
         self._aws, self._group, self._prefix = aws, group, f"{job_name}/"
         self._folder, self._mark_hosts = folder, mark_hosts
-        self._clock, self._sleep = clock, sleep
+        self._clock, self._wall, self._sleep = clock, wall, sleep
         self._lock: int | None = None
         self._streams: dict[str, _Stream] = {}
         self._size = 0  # bytes of log.txt that count, or that the last poll saw
-        self._ended = self._drained = False
+        self._ended = self._long_ago = self._drained = self._final = False
+        self._drained_at: float | None = None  # by the calendar: when the log was found drained first
         self._quiet_since: float | None = None
         self._next_request = clock()
 
@@ -81,25 +86,28 @@ class LogFetcher:
             os.close(self._lock)
             self._lock = None
 
-    def say_ended(self) -> None:
-        """The job has ended: its last lines may still be on their way."""
+    def say_ended(self, at: float | None = None) -> None:
+        """The job has ended (*at*: POSIX seconds): its last lines may still be on their way, unless that is long ago."""
         self._ended = True
+        long_enough = max(self._late_seconds, self._quiet_seconds)
+        self._long_ago = at is not None and self._wall() - at >= long_enough
 
     def drained(self) -> bool:
         """Has all that an ended job printed been fetched?
 
         True once two polls since say_ended(), quiet_seconds apart, and all between, have found every stream at its end
-        and none new. It is remembered: a later fetcher asks no more.
+        and none new. It is remembered: a later fetcher asks only whether a late line has come in since, and no more once
+        that has been asked when no line can be late any more.
         """
         if self._lock is None and not self._drained:
-            self._drained = bool(_cursor_of(self._folder).get("drained"))
+            self._drained = bool(_cursor_of(self._folder).get("drained_at"))
         return self._ended and self._drained
 
     def poll(self) -> bool:
         """Fetch what is new; returns whether anything came, or is likely to if asked at once."""
         if self._lock is None and not self._take_over():
             return self._has_grown()
-        if self._drained:
+        if self._final:
             return False
         came, at_end = False, True
         for name in self._stream_names():
@@ -113,14 +121,24 @@ class LogFetcher:
         return more
 
     def _judge_quiet(self, news: bool) -> None:
-        now = self._clock()
         if news or not self._ended:
-            self._quiet_since = None
-        elif self._quiet_since is None:
-            self._quiet_since = now
-        elif now - self._quiet_since >= self._quiet_seconds:
+            self._quiet_since = self._drained_at = None
+            self._drained = False
+            return
+        if self._drained_at is None and not self._long_ago and not self._quiet_enough():
+            return
+        now = self._wall()
+        self._drained_at = now if self._drained_at is None else self._drained_at
+        self._final = self._long_ago or now - self._drained_at >= self._late_seconds
+        if self._final or not self._drained:
             self._drained = True
             self._write_cursor(self._streams, self._size)
+
+    def _quiet_enough(self) -> bool:
+        if self._quiet_since is None:
+            self._quiet_since = self._clock()
+            return False
+        return self._clock() - self._quiet_since >= self._quiet_seconds
 
     def _stream_names(self) -> list[str]:
         """The job's streams: one a host, and another each time that a host was started."""
@@ -225,7 +243,7 @@ class LogFetcher:
 
     def _write_cursor(self, streams: dict[str, _Stream], size: int) -> None:
         said = {name: asdict(stream) for name, stream in streams.items()}
-        cursor = {"size": size, "streams": said, "drained": self._drained}
+        cursor = {"size": size, "streams": said, "drained_at": self._drained_at, "final": self._final}
         state.write_whole(self._folder / CURSOR, json.dumps(cursor).encode())
 
     def _take_over(self) -> bool:
@@ -238,7 +256,9 @@ class LogFetcher:
         size = cursor.get("size", 0)
         if _log_bytes(self._folder) > size:  # appended before a crash, and not yet counted
             os.truncate(self._folder / LOG, size)
-        self._size, self._drained = size, bool(cursor.get("drained"))
+        self._size = size
+        self._drained_at, self._final = cursor.get("drained_at"), bool(cursor.get("final"))
+        self._drained = self._final
         self._streams = {name: _Stream(**fields) for name, fields in cursor.get("streams", {}).items()}
         return True
 
@@ -281,3 +301,8 @@ def _code(error: Exception) -> str:
     """The service's code in a botocore ClientError; "" in any other error."""
     response = getattr(error, "response", None)
     return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
+
+
+def is_final(folder: Path) -> bool:
+    """Is all that the job of *folder* printed here, for good?"""
+    return bool(_cursor_of(folder).get("final"))

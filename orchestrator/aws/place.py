@@ -13,6 +13,7 @@ from typing import Any
 
 from estimates import catalog, images
 from orchestrator import spec as specs
+from orchestrator.aws import rules
 from orchestrator.errors import BadInput, NotInCatalog, OrchestrateError, OverBudget, shown
 from orchestrator.spec import CloudOptions, TrainingSpec
 
@@ -88,7 +89,7 @@ def decide(
     options = spec.cloud
     before = len(problems)
     region = _region(spec, options, stage, problems)
-    role = _role(options, stage, problems)
+    role = _role(options, stage, region, problems)
     bucket = _bucket(options, stage, region, problems)
     image, image_from = _image(options, machine, region, problems)
     seconds, seconds_from = limit(spec, machine, region, problems)
@@ -162,7 +163,9 @@ def _profile_region(profile: str | None) -> str | None:
     return config.get(section, "region", fallback=None)
 
 
-def _role(options: CloudOptions, stage: Stage | None, problems: list[OrchestrateError]) -> str | None:
+def _role(
+    options: CloudOptions, stage: Stage | None, region: str | None, problems: list[OrchestrateError]
+) -> str | None:
     role = options.role or (stage.role if stage else None)
     if role is None:
         hint = "--role arn:aws:iam::ACCOUNT:role/NAME, or role in [backend.sagemaker]; --rehearse needs none"
@@ -171,6 +174,10 @@ def _role(options: CloudOptions, stage: Stage | None, problems: list[Orchestrate
     if not _ROLE.fullmatch(role):
         hint = "the whole ARN, with its path: --role arn:aws:iam::123456789012:role/NAME"
         problems.append(BadInput(f"--role {shown(role)} is not the ARN of a role", hint=hint))
+        return None
+    wrong = rules.wrong_partition(role, region) if region else None
+    if wrong is not None:
+        problems.append(wrong)
         return None
     return role
 

@@ -19,7 +19,8 @@ OPERATION = "CreateTrainingJob"
 MAX_RUNTIME_SECONDS = 28 * 86_400
 MAX_VOLUME_GB = 16_384
 EXTRA = "[backend.sagemaker.extra]"
-_ROLE = re.compile(r"arn:aws[a-z\-]*:iam::(?P<account>\d{12}):role/(?P<path>[\w+=,.@\-/]+)", re.ASCII)
+_ROLE = re.compile(r"arn:(?P<partition>aws[a-z\-]*):iam::(?P<account>\d{12}):role/(?P<path>[\w+=,.@\-/]+)", re.ASCII)
+_PARTITIONS = (("cn-", "aws-cn"), ("us-gov-", "aws-us-gov"), ("eusc-", "aws-eusc"))
 _REGISTRY = re.compile(r"(?P<account>\d{12})\.dkr\.ecr(-fips)?\.(?P<region>[a-z0-9-]+)\.[a-z0-9.-]+/.+")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.\-]{1,61}[a-z0-9]")
 # The option that a field comes from, by the field's path without the numbers of list members.
@@ -61,7 +62,7 @@ def check_training_job(
     told = {_field(one.path) for one in found}
     rules = (
         _region(region),
-        _role(request, account),
+        _role(request, region, account),
         _image(request, region),
         _machine(request),
         _spot(request),
@@ -162,7 +163,21 @@ def _region(region: str) -> Found:
         yield "region", NotInCatalog(f"SageMaker is not in region {shown(region)}", hint=f"--region {close[0]}")
 
 
-def _role(request: Mapping[str, Any], account: str | None) -> Found:
+def partition(region: str) -> str:
+    """The part of AWS that *region* belongs to, as ARNs have it: accounts and roles of one are unknown to the others."""
+    return next((name for prefix, name in _PARTITIONS if region.startswith(prefix)), "aws")
+
+
+def wrong_partition(role: str, region: str) -> OrchestrateError | None:
+    """What is wrong with the ARN *role* for a job in *region*, if its partition is."""
+    have, need = role.split(":")[1], partition(region)
+    if have == need:
+        return None
+    what = f"--role {shown(role)} is of AWS's partition {have}, region {region} is of {need}"
+    return BadInput(what, hint=f"--role arn:{need}:iam::ACCOUNT:role/NAME of an account there, or another --region")
+
+
+def _role(request: Mapping[str, Any], region: str, account: str | None) -> Found:
     role = str(request.get("RoleArn", ""))
     match = _ROLE.fullmatch(role)
     if match is None or match["path"].startswith("/") or match["path"].endswith("/"):
@@ -171,6 +186,8 @@ def _role(request: Mapping[str, Any], account: str | None) -> Found:
     elif account is not None and match["account"] != account:
         what = f"--role is of account {match['account']}, the job's is {account}"
         yield "roleArn", BadInput(what, hint=f"--role of account {account}, or another --profile")
+    elif region in catalog.regions("sagemaker") and (wrong := wrong_partition(role, region)):
+        yield "roleArn", wrong
 
 
 def _image(request: Mapping[str, Any], region: str) -> Found:

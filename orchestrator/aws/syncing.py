@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC
 from typing import Any
 
+from estimates import catalog
 from orchestrator import state
-from orchestrator.aws import following, jobs
+from orchestrator.aws import explain, following, jobs
 from orchestrator.aws.client import Aws
+from orchestrator.aws.explain import Kind
 from orchestrator.aws.place import GRACE_SECONDS, NAME_PREFIX
 from orchestrator.runs import Ledger, Run, RunState
 
@@ -37,7 +39,9 @@ def _bring_in(aws: Aws, ledger: Ledger, *, rehearsed: bool) -> list[str]:
         run = _row(aws, described, launch_id, rehearsed)
         ledger.insert(run)
         ledger.mark_told(run.id)
-        following.look(aws, run, ledger)
+        following.look(
+            aws, run, ledger, catch_up=lambda: None
+        )  # the lines of 200 jobs are fetched when one asks for them
         brought.append(run.id)
     return brought
 
@@ -50,9 +54,31 @@ def _names(aws: Aws) -> Iterator[str]:
         yield from (job["TrainingJobName"] for job in page["TrainingJobSummaries"])
 
 
+def _script(aws: Aws, described: Mapping[str, Any]) -> str:
+    """The script's name, from the job's tags; "?" where these may not be read: the rest of a job is told without them."""
+    try:
+        tags = aws.client("sagemaker").list_tags(ResourceArn=described["TrainingJobArn"])["Tags"]
+    except Exception as error:
+        if explain.classify(error) is not Kind.DENIED:
+            raise
+        return "?"
+    return next((tag["Value"] for tag in tags if tag["Key"] == "orchestrate-script"), "?")
+
+
+def _price(machine: str | None, region: str) -> dict[str, str] | None:
+    """Today's price of *machine* in *region*, as plans keep it; None where it is not known."""
+    try:
+        price = catalog.price(catalog.machine(machine or "", cloud="sagemaker"), region=region)
+    except catalog.CatalogError:
+        return None
+    if price is None:
+        return None
+    words = {"as_of": price.dated, "source": price.source, "region": price.region}
+    return {"usd_per_hour": str(price.usd_per_hour), **words}
+
+
 def _row(aws: Aws, described: Mapping[str, Any], launch_id: str, rehearsed: bool) -> Run:
-    tags = aws.client("sagemaker").list_tags(ResourceArn=described["TrainingJobArn"])["Tags"]
-    script = next((tag["Value"] for tag in tags if tag["Key"] == "orchestrate-script"), "?")
+    script = _script(aws, described)
     name = described["TrainingJobName"]
     run_id = f"r-{launch_id[:10]}"
     resources = described["ResourceConfig"]
@@ -70,7 +96,7 @@ def _row(aws: Aws, described: Mapping[str, Any], launch_id: str, rehearsed: bool
         plan={
             "count": resources.get("InstanceCount", 1),
             "machine": {"name": resources.get("InstanceType"), "cloud": "sagemaker", "what": ""},
-            "price": None,
+            "price": _price(resources.get("InstanceType"), aws.region),
             "limits": {"grace_seconds": GRACE_SECONDS},
             "cloud": {
                 "region": aws.region,

@@ -8,7 +8,6 @@ import fcntl
 import glob
 import hashlib
 import io
-import json
 import os
 import shutil
 import threading
@@ -134,14 +133,10 @@ class Bucket:
         return self._put(prepared, key, _Counted(f"uploading {name}", progress, prepared.size), always=always)
 
     def put_folder(self, content: FolderContent, folder: Path, prefix: str, *, progress: Progress | None = None) -> int:
-        """Store a surveyed folder below *prefix*, then the mark that all of it is there; returns the bytes sent.
+        """Store what is not yet there of a surveyed folder below *prefix*, which ends in /; returns the bytes sent.
 
         Raises BadInput for a file that is no longer what the survey found.
         """
-        prefix = f"{prefix.rstrip('/')}/"
-        mark = f"{prefix.rstrip('/')}.complete"
-        if self._head(mark) is not None:
-            return 0
         there = {found.key: found.size for found in self.list(prefix)}
         counted = _Counted(f"uploading {folder.name}", progress, content.size_bytes)
         sent: list[int] = []
@@ -155,9 +150,6 @@ class Bucket:
                 sent.append(size_bytes)
 
         _in_threads(send, content.files)
-        words = {"digest": content.digest, "files": len(content.files), "size_bytes": content.size_bytes}
-        self.put(json.dumps(words).encode(), mark)
-        crashpoints.reached("folder complete")
         return sum(sent)
 
     def _put(
@@ -194,7 +186,6 @@ class Bucket:
         composite = {"ChecksumAlgorithm": "SHA256", "ChecksumType": "COMPOSITE"}
         upload = self._s3.create_multipart_upload(Key=key, **composite, **self._in_bucket, **self._encryption)
         of_upload = {"Key": key, "UploadId": upload["UploadId"], **self._in_bucket}
-
         sent: list[int] = []
 
         def send(number: int) -> dict[str, Any]:
@@ -223,11 +214,12 @@ class Bucket:
 
     def _abort_stale(self, key: str) -> None:
         """End what an upload that crashed left of *key*: parts cost money unseen. A younger one may be another submit's."""
-        for page in self._s3.get_paginator("list_multipart_uploads").paginate(Prefix=key, **self._in_bucket):
-            for upload in page.get("Uploads", ()):
-                if upload["Key"] == key and datetime.now(UTC) - upload["Initiated"] > STALE_UPLOAD:
-                    with contextlib.suppress(Exception):  # its end may have come meanwhile
-                        self._s3.abort_multipart_upload(Key=key, UploadId=upload["UploadId"], **self._in_bucket)
+        with contextlib.suppress(Exception):  # housekeeping: a login that may not list uploads may still make one
+            for page in self._s3.get_paginator("list_multipart_uploads").paginate(Prefix=key, **self._in_bucket):
+                for upload in page.get("Uploads", ()):
+                    if upload["Key"] == key and datetime.now(UTC) - upload["Initiated"] > STALE_UPLOAD:
+                        with contextlib.suppress(Exception):  # its end may have come meanwhile
+                            self._s3.abort_multipart_upload(Key=key, UploadId=upload["UploadId"], **self._in_bucket)
 
     def _is_there(self, source: _Source, key: str) -> bool:
         """Is *source* at *key*, by what S3 itself computed? Raises Conflict where something else is."""
@@ -252,6 +244,18 @@ class Bucket:
                 return None
             raise
         return head
+
+    def read(self, key: str) -> bytes | None:
+        """A small object's content; None where there is none."""
+        try:
+            answer = self._s3.get_object(Key=key, **self._in_bucket)
+        except Exception as error:
+            if _code(error) in _MISSING:
+                return None
+            raise
+        with contextlib.closing(answer["Body"]) as body:
+            content: bytes = body.read()
+        return content
 
     def copy_prefix(self, from_prefix: str, to_prefix: str) -> int:
         """Copy within the bucket what lies below *from_prefix* and is not yet below *to_prefix*; returns how many objects."""

@@ -15,7 +15,7 @@ from typing import Any
 from estimates import cost
 from orchestrator import bundled, crashpoints, state
 from orchestrator.aws import collecting, explain, following, jobs
-from orchestrator.aws.client import Aws
+from orchestrator.aws.client import Aws, shared
 from orchestrator.aws.explain import Kind
 from orchestrator.aws.jobs import told
 from orchestrator.aws.transfer import Bucket
@@ -167,8 +167,9 @@ class SageMakerBackend:
         """The run as SageMaker tells it. Raises what keeps it from being asked: LoginNeeded, CloudRefused."""
         if run.ended or run.state in UNSENT or state.is_held(Path(run.run_dir) / state.SUBMIT_LOCK):
             return run
-        with self._aws(run) as aws, told(f"ask for {run.remote_id}", _context(run)):
-            return following.look(aws, run, ledger)
+        cloud = run.plan["cloud"]
+        with told(f"ask for {run.remote_id}", _context(run)):
+            return following.look(shared(cloud["region"], run.endpoint, cloud["profile"]), run, ledger)
 
     def logs(self, run: Run, *, follow: bool) -> Iterator[bytes]:
         if run.state in UNSENT:
@@ -178,8 +179,8 @@ class SageMakerBackend:
 
     def artifacts(self, run: Run) -> list[Artifact]:
         here = collecting.collected(run)
-        if here or run.state in UNSENT:
-            return here
+        if here is not None or run.state in UNSENT:
+            return here or []
         with self._aws(run) as aws, told("list the run's files", _context(run)):
             return collecting.listed(self._bucket(run, aws), run)
 
@@ -187,14 +188,16 @@ class SageMakerBackend:
         self, run: Run, folder: Path, *, checkpoints: bool = False, progress: Progress | None = None
     ) -> list[Path]:
         """Download what the run left, verified, and unpack it into *folder* as a local run keeps it: model/, output/data/."""
-        here = collecting.collected(run)
-        if here:
-            return copy_artifacts(here, folder)
-        with self._aws(run) as aws, told("fetch the run's files", _context(run)):
-            made = collecting.fetched(self._bucket(run, aws), run, folder, checkpoints=checkpoints, progress=progress)
-        if folder == collecting.root_of(run):
-            collecting.keep(run, made)
-        return made
+        with state.locked(Path(run.run_dir) / "download.lock"):  # two that download at once would share half a file
+            here = collecting.collected(run)
+            if here is not None:
+                return copy_artifacts(here, folder)
+            with self._aws(run) as aws, told("fetch the run's files", _context(run)):
+                bucket = self._bucket(run, aws)
+                made = collecting.fetched(bucket, run, folder, checkpoints=checkpoints, progress=progress)
+            if folder == collecting.root_of(run):
+                collecting.keep(run, made)
+            return made
 
     def cancel(self, run: Run, *, grace_seconds: int, reason: str) -> None:
         """StopTrainingJob; the service gives the script its 120 s. A job that has just ended is no fault."""

@@ -22,6 +22,7 @@ MAX_VOLUME_GB = 16_384
 NVME = re.compile(r"ml\.([a-z]+\d+[a-z]*d[a-z]*|g[4-9]\w*|gr\d\w*|p[5-9][\w-]*|trn\w+|i\d\w*)\.")
 REGISTRY = re.compile(r"(\d{12})\.dkr\.ecr(?:-fips)?\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?/.+")
 ROLE = re.compile(r"arn:(aws[a-z-]*):iam::(\d{12}):role/.+")
+PARTITIONS = {"cn": "aws-cn", "us-gov": "aws-us-gov", "eusc": "aws-eusc"}  # of regions, by how their names begin
 
 
 class Refused(Exception):
@@ -99,7 +100,7 @@ def check_create(request: Mapping[str, Any], *, region: str, account: str, store
     _check_algorithm(request.get("AlgorithmSpecification"), region)
     _check_machines(request)
     _check_times(request)
-    _check_role(request["RoleArn"], account, stores)
+    _check_role(request["RoleArn"], region, account, stores)
     _check_inputs(request, region, stores)
     _check_bucket(request["OutputDataConfig"]["S3OutputPath"], region, stores)
     for part in ("CheckpointConfig", "TensorBoardOutputConfig", "DebugHookConfig"):
@@ -181,10 +182,13 @@ def _check_times(request: Mapping[str, Any]) -> None:
         raise invalid(f"Invalid MaxWaitTimeInSeconds. {only}")
 
 
-def _check_role(arn: str, account: str, stores: Stores) -> None:
+def _check_role(arn: str, region: str, account: str, stores: Stores) -> None:
     parts = ROLE.fullmatch(arn)
     if parts is None or parts.group(2) != account:
         raise invalid("Cross-account pass role is not allowed.")
+    of_region = next((name for start, name in PARTITIONS.items() if region.startswith(f"{start}-")), "aws")
+    if parts.group(1) != of_region:
+        raise invalid(f"The role {arn} is of partition {parts.group(1)}, but region {region} is of {of_region}.")
     if not stores.trusts_sagemaker(arn):
         raise invalid(
             f"Could not assume role {arn}. Please ensure that the role exists and allows principal"

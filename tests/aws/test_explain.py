@@ -279,10 +279,25 @@ REFUSALS = [
         ("aws s3api get-bucket-location --bucket my-bucket",),
     ),
     (
-        "S3's own code",
-        ("AccessDenied", "Access Denied", 403),
-        "no access to the bucket my-bucket, or it is not the account's",
-        ("--bucket",),
+        "aws-samples/secure-data-science-reference-architecture#3",
+        (
+            "AccessDeniedException",
+            "User: arn:aws:sts::111122223333:assumed-role/u/me is not authorized to perform: sagemaker:DescribeTrainingJob",
+            400,
+        ),
+        "your login is not allowed sagemaker:DescribeTrainingJob",
+        ("--profile",),
+    ),
+    (
+        "S3's longer words",
+        (
+            "AccessDenied",
+            "User: arn:aws:iam::111122223333:user/me is not authorized to perform: s3:PutObject on resource: "
+            '"arn:aws:s3:::my-bucket/x" because no identity-based policy allows the s3:PutObject action',
+            403,
+        ),
+        'your login is not allowed s3:PutObject on resource: "arn:aws:s3:::my-bucket/x"',
+        ("--profile",),
     ),
     (
         "KMS's own code",
@@ -306,6 +321,74 @@ def test_a_refusal_says_what_it_means_and_what_to_do(
         assert hint in str(error.hint)
 
 
+@pytest.mark.parametrize(
+    ("code", "message", "kind", "what"),
+    [
+        ("ValidationException", "S3 path s3://clock-data/x is not valid", Kind.INVALID, "does not take it (S3 path"),
+        ("ValidationException", "Bad value 'token has expired' at 'tags'", Kind.INVALID, "does not take it"),
+        ("ValidationException", "No objects under s3://capacityerror/", Kind.INVALID, "does not take it"),
+        ("ValidationException", "Volume size 99999 is too large for instance", Kind.INVALID, "does not take it"),
+        ("ValidationException", "No image 1.dkr.ecr/kms:V1 with CMK", Kind.INVALID, "does not take it"),
+        ("EntityTooLarge", "Your proposed upload exceeds, the object is too large", Kind.INVALID, "does not take it"),
+        (
+            "AccessDeniedException",
+            "User: u is not authorized to perform: sagemaker:CreateTrainingJob on resource: "
+            "arn:aws:sagemaker:us-east-1:111122223333:training-job/orc-kms-1",
+            Kind.DENIED,
+            "your login is not allowed sagemaker:CreateTrainingJob on resource: arn:",
+        ),
+    ],
+)
+def test_a_name_of_the_users_is_never_the_reason(code: str, message: str, kind: Kind, what: str) -> None:
+    error = answer(code, message)
+    refused = explain.refusal(error, doing="create the training job", context=CONTEXT)
+    assert (explain.classify(error), type(refused)) == (kind, CloudRefused)
+    assert what in refused.what
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (
+            "AccessDeniedException",
+            "User: u is not authorized to perform: kms:CreateGrant on resource: arn:aws:kms:x:key/1",
+        ),
+        ("KMS.DisabledException", "arn:aws:kms:us-east-1:111122223333:key/1 is disabled."),
+        ("ValidationException", "The KMS key alias/mine does not exist"),
+        ("InvalidArgument", "Server Side Encryption with SSE-KMS managed keys requires HTTPS"),
+    ],
+)
+def test_what_is_of_kms_is_told_as_the_keys(code: str, message: str) -> None:
+    refused = explain.refusal(answer(code, message), doing="create the training job", context=CONTEXT)
+    assert "KMS refuses the key alias/mine" in refused.what
+
+
+@pytest.mark.parametrize(
+    ("operation", "code", "of_bucket"),
+    [
+        ("PutObject", "AccessDenied", True),
+        ("HeadBucket", "403", True),
+        ("UploadPart", "AccessDenied", True),
+        ("DescribeTrainingJob", "AccessDeniedException", False),
+        ("GetCallerIdentity", "AccessDenied", False),
+        ("GetLogEvents", "AccessDeniedException", False),
+    ],
+)
+def test_the_bucket_is_blamed_for_what_s3_denies_alone(operation: str, code: str, of_bucket: bool) -> None:
+    error = answer(code, "Access Denied", 403, operation)
+    refused = explain.refusal(error, doing="ask for orc-1", context=CONTEXT)
+    assert ("no access to the bucket my-bucket, or it is not the account's" in refused.what) is of_bucket
+    assert ("--bucket" in str(refused.hint)) is of_bucket
+    assert "--profile NAME" in str(refused.hint)
+
+
+def test_a_denied_transfer_that_boto3_wraps_is_the_buckets() -> None:
+    from boto3.exceptions import S3UploadFailedError
+
+    text = "Failed to upload /x to b/k: An error occurred (AccessDenied) when calling the PutObject operation: Access Denied"
+    assert "no access to the bucket" in explain.refusal(S3UploadFailedError(text), doing="send", context=CONTEXT).what
+
+
 def test_without_any_context_a_refusal_still_reads() -> None:
     for _, (code, message, status), _, _ in REFUSALS:
         error = explain.refusal(answer(code, message, status), doing="do it")
@@ -327,6 +410,12 @@ def test_without_any_context_a_refusal_still_reads() -> None:
         ),
         (answer("RequestTimeTooSkewed", "The difference …", 403), LoginNeeded, "clock is wrong", "set the clock"),
         (answer("InvalidSignatureException", "Signature expired: …"), LoginNeeded, "clock is wrong", "set the clock"),
+        (
+            answer("SignatureDoesNotMatch", "Signature not yet current: …"),
+            LoginNeeded,
+            "clock is wrong",
+            "set the clock",
+        ),
         (answer("ResourceInUse", "in use"), Conflict, "it is there already", "nothing was touched"),
         (b.EndpointConnectionError(**URL), CloudRefused, "AWS cannot be reached", "network"),
         (b.ReadTimeoutError(**URL), CloudRefused, "no clear answer", "nothing is done twice"),

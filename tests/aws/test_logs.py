@@ -134,8 +134,9 @@ class FakeAws:
 
 def fetcher_of(fake: FakeLogs, folder: Path, *, mark_hosts: bool = False) -> LogFetcher:
     aws: Any = FakeAws(fake)
+    clock = fake.clock
     return LogFetcher(
-        aws, group=GROUP, job_name=JOB, folder=folder, mark_hosts=mark_hosts, clock=fake.clock, sleep=fake.clock.sleep
+        aws, group=GROUP, job_name=JOB, folder=folder, mark_hosts=mark_hosts, clock=clock, wall=clock, sleep=clock.sleep
     )
 
 
@@ -227,15 +228,34 @@ def test_a_running_job_is_never_drained(folder: Path) -> None:
             assert not fetcher.drained()
 
 
-def test_a_drained_log_is_not_asked_for_again(folder: Path) -> None:
+def polled_once(fake: FakeLogs, folder: Path) -> bool:
+    """What a later command does: one look at an ended job's log, which was drained before."""
+    with fetcher_of(fake, folder) as fetcher:
+        fetcher.say_ended()
+        came = fetcher.poll()
+        assert fetcher.drained() != came
+    return came
+
+
+def test_a_line_that_came_late_is_fetched_by_who_looks_next(folder: Path) -> None:
     fake = calm(algo_1_17=[(1, "one")])
     with fetcher_of(fake, folder) as fetcher:
         polled(fake, fetcher)
-    fake.requested_at.clear()
+    assert not polled_once(fake, folder)
+    fake.clock.now += 60
+    fake.streams[f"{JOB}/algo-1-17"].append((2, "late"))
+    assert polled_once(fake, folder)
+    assert (folder / "log.txt").read_text() == "one\nlate\n"
+
+
+def test_a_drained_log_is_not_asked_for_again_when_no_line_can_be_late(folder: Path) -> None:
+    fake = calm(algo_1_17=[(1, "one")])
     with fetcher_of(fake, folder) as fetcher:
-        fetcher.say_ended()
-        assert not fetcher.poll()
-        assert fetcher.drained()
+        polled(fake, fetcher)
+    fake.clock.now += logs.LATE_SECONDS
+    assert not polled_once(fake, folder)
+    fake.requested_at.clear()
+    assert not polled_once(fake, folder)
     assert fake.requested_at == []
 
 
@@ -357,7 +377,7 @@ def one_schedule(folder: Path, rng: random.Random, monkeypatch: pytest.MonkeyPat
         host, start = re.findall(r"\d+", name.rpartition("/")[2])
         assert [line for line in got if line.startswith(f"{host} {start} ")] == [text for _, text in events]
     assert len(got) == len(to_come)
-    assert json.loads((folder / "log-cursor.json").read_text())["drained"]
+    assert json.loads((folder / "log-cursor.json").read_text())["drained_at"]
 
 
 def count(met: dict[str, int], what: str, happened: object) -> None:

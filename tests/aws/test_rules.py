@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +14,10 @@ from hypothesis import strategies as st
 
 pytest.importorskip("botocore", reason="comes with the sagemaker extra")
 
-from orchestrator.aws import model, rules
+from estimates import catalog
+from orchestrator.aws import model, place, rules
 from orchestrator.errors import NotInCatalog, OrchestrateError
+from orchestrator.spec import CloudOptions, TrainingSpec
 
 ACCOUNT = "123456789012"
 RUN = "s3://my-bucket/orchestrate/runs/orc-mlp-0123456789abcdef0123"
@@ -222,6 +227,48 @@ def test_a_region_without_sagemaker_is_answered_with_the_nearest() -> None:
     (problem,) = told(request, region="us-east-9")
     assert problem.what == "SageMaker is not in region 'us-east-9'"
     assert str(problem.hint).startswith("--region us-east-")
+
+
+def partitions() -> list[tuple[str, str]]:
+    """Each region of SageMaker's that the catalog has, and its partition as botocore's own data has it."""
+    import botocore
+
+    data = json.loads((Path(botocore.__file__).parent / "data" / "partitions.json").read_bytes())
+    return [
+        (region, each["id"])
+        for region in catalog.regions("sagemaker")
+        for each in data["partitions"]
+        if re.match(each["regionRegex"], region)
+    ]
+
+
+def test_every_region_is_of_the_partition_that_botocore_says() -> None:
+    found = partitions()
+    assert {name for name, _ in found} == set(catalog.regions("sagemaker"))
+    assert {name for _, name in found} == {"aws", "aws-cn", "aws-us-gov", "aws-eusc"}
+    assert [(region, rules.partition(region)) for region, _ in found] == found
+
+
+@pytest.mark.parametrize(("region", "need"), [("cn-north-1", "aws-cn"), ("us-gov-west-1", "aws-us-gov")])
+def test_a_role_of_another_partition_than_the_regions_is_refused(region: str, need: str) -> None:
+    image = {"AlgorithmSpecification.TrainingImage": "mine:1"}
+    (problem,) = told(changed(**image), region=region)
+    assert problem.what.endswith(f"is of AWS's partition aws, region {region} is of {need}")
+    assert f"--role arn:{need}:iam::" in str(problem.hint)
+    role = f"arn:{need}:iam::{ACCOUNT}:role/Trainer"
+    assert told(changed(RoleArn=role, **image), region=region) == []
+    assert len(told(changed(RoleArn=role, **image), region="us-east-1")) == 1
+
+
+def test_a_role_of_another_partition_is_told_with_all_that_is_missing() -> None:
+    spec = TrainingSpec(
+        script="train.py", backend="sagemaker", region="cn-north-1", cloud=CloudOptions(role=GOOD["RoleArn"])
+    )
+    problems: list[OrchestrateError] = []
+    machine = catalog.machine("ml.m5.large", cloud="sagemaker")
+    assert place.decide(spec, machine, run_id="r-1", name="x", stage=None, problems=problems) is None
+    assert [problem.what.partition(" ")[0] for problem in problems] == ["--role", "no"]
+    assert "is of aws-cn" in problems[0].what
 
 
 def test_results_of_an_earlier_run_may_be_data() -> None:

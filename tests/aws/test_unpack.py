@@ -14,7 +14,7 @@ import pytest
 
 from orchestrator import unpack as unpacking
 from orchestrator.errors import BadInput, OrchestrateError
-from orchestrator.unpack import unpack
+from orchestrator.unpack import NotUnpacked, unpack
 
 Entry = tuple[str, bytes, dict[str, object]]
 
@@ -82,8 +82,13 @@ HOSTILE: dict[str, list[Entry]] = {
     "an absolute name": [("/tmp/outside", b"x", {})],
     "an absolute name in an extended header": [("a", b"x", {"pax_headers": {"path": "/tmp/outside"}})],
     "a symbolic link and a file through it": [("link", b"", LINK), ("link/x", b"x", {})],
-    "a symbolic link alone": [("link", b"", LINK)],
+    "a file and a symbolic link of that name": [("link", b"x", {}), ("link", b"", LINK)],
+    "a symbolic link and a file of that name": [("link", b"", LINK), ("link", b"x", {})],
+    "a symbolic link that climbs out by its name": [("../outside", b"", {**LINK, "linkname": "fine"})],
+    "a symbolic link with content": [("link", b"x" * 512, LINK)],
     "a hard link": [("link", b"", {"type": tarfile.LNKTYPE, "linkname": "/etc/passwd"})],
+    "a hard link to what is not in it": [("link", b"", {"type": tarfile.LNKTYPE, "linkname": "other"})],
+    "a hard link that climbs out": [("link", b"", {"type": tarfile.LNKTYPE, "linkname": "../work/fine"})],
     "a device": [("null", b"", {"type": tarfile.CHRTYPE, "devmajor": 1, "devminor": 3})],
     "a block device": [("disk", b"", {"type": tarfile.BLKTYPE})],
     "a named pipe": [("pipe", b"", {"type": tarfile.FIFOTYPE})],
@@ -122,6 +127,91 @@ def test_what_is_not_a_plain_file_or_folder_inside_is_refused_and_leaves_nothing
     assert "\n" not in refused.value.what
     assert refused.value.hint
     assert everything(tmp_path) == ["model.tar.gz", "work"]
+
+
+def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> Entry:
+    return name, b"", {"type": kind, "linkname": target}
+
+
+@pytest.mark.parametrize("flavour", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_link_to_a_file_in_the_archive_becomes_a_copy_of_it(flavour: int, tmp_path: Path) -> None:
+    archive = archive_of(
+        tmp_path,
+        link("latest", "epochs/./2.pt"),
+        link("epochs/best", "../latest"),
+        link("epochs/same", "1.pt"),
+        link("newest", "epochs-of-today/2.pt"),
+        link("epochs-of-today", "epochs"),
+        link("absolute", "/opt/ml/model/epochs/1.pt"),
+        ("epochs/1.pt", b"one", {"mode": 0o755}),
+        ("epochs/2.pt", b"two", {}),
+        link("hard", "epochs/1.pt", tarfile.LNKTYPE),
+        link("hard-to-a-link", "latest", tarfile.LNKTYPE),
+        (f"{'deep/' * 19}one.pt", b"deep", {}),
+        link("long", f"{'deep/' * 18}../{'deep/' * 1}one.pt"),
+        flavour=flavour,
+    )
+    told: list[str] = []
+    made = unpack(archive, tmp_path / "to", made_of="/opt/ml/model", tell=told.append)
+    expected = {"latest": b"two", "epochs/best": b"two", "epochs/same": b"one", "newest": b"two", "absolute": b"one"}
+    expected |= {"hard": b"one", "hard-to-a-link": b"two"}
+    assert {name: (tmp_path / "to" / name).read_bytes() for name in expected} == expected
+    assert sorted(made) == sorted((tmp_path / "to").rglob("*"))
+    assert not [path for path in made if path.is_symlink() or (path.is_file() and path.stat().st_nlink > 1)]
+    assert stat.S_IMODE((tmp_path / "to/hard").stat().st_mode) == 0o755
+    assert len(told) == 1
+    assert "'epochs-of-today' (to 'epochs')" in told[0]
+
+
+def test_a_link_with_a_long_target_is_read_in_the_format_of_gnu(tmp_path: Path) -> None:
+    name = f"{'a' * 90}/{'b' * 90}"
+    archive = archive_of(tmp_path, (name, b"x", {}), link("link", name), flavour=tarfile.GNU_FORMAT)
+    unpack(archive, tmp_path / "to")
+    assert (tmp_path / "to/link").read_bytes() == b"x"
+
+
+def test_links_that_lead_to_no_file_inside_are_left_out_and_named_in_one_line(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("secret")
+    archive = archive_of(
+        tmp_path,
+        ("run-1/log", b"line", {}),
+        link("run-1/up", "../../outside"),
+        link("latest-run", "run-1"),
+        link("absolute", str(outside)),
+        link("nowhere\x1b[2J", "gone"),
+        link("round", "about"),
+        link("about", "round"),
+        link("through", "run-1/up/x"),
+    )
+    told: list[str] = []
+    unpack(archive, tmp_path / "to", tell=told.append)
+    assert everything(tmp_path / "to") == ["run-1", "run-1/log"]
+    [line] = told
+    assert line.isprintable()
+    assert line.startswith("'model.tar.gz': links that lead to no file in it were left out: 'run-1/up' (to '../../outs")
+    assert "'latest-run' (to 'run-1')" in line
+    assert line.endswith("and 2 more") or line.endswith(", 2 more")
+
+
+def test_copies_for_links_count_as_bytes(tmp_path: Path) -> None:
+    links = (link(str(number), "zeros") for number in range(20))
+    with pytest.raises(NotUnpacked, match="over 2,000,000 bytes"):
+        unpack(archive_of(tmp_path, ("zeros", bytes(500_000), {}), *links), tmp_path / "to", most_bytes=2_000_000)
+    assert everything(tmp_path) == ["model.tar.gz"]
+
+
+FAIR = ["names alike but for case", "a named pipe", "a sparse file", "a device"]
+
+
+@pytest.mark.parametrize("what", FAIR)
+def test_what_linux_may_well_write_is_told_from_what_means_harm(what: str, tmp_path: Path) -> None:
+    with pytest.raises(NotUnpacked) as refused:
+        unpack(archive_of(tmp_path, *HOSTILE[what]), tmp_path / "to")
+    assert str(tmp_path / "model.tar.gz") in str(refused.value.hint)
+    with pytest.raises(BadInput) as hostile:
+        unpack(archive_of(tmp_path, *HOSTILE["a name that climbs out"]), tmp_path / "to")
+    assert not isinstance(hostile.value, NotUnpacked)
 
 
 def test_a_global_header_that_renames_is_refused(tmp_path: Path) -> None:
@@ -256,7 +346,7 @@ def mutated(rng: random.Random) -> bytes:
         name = rng.choice(NAMES) if rng.random() < 0.4 else f"{number}/{rng.choice(NAMES[:6])}"
         fields: dict[str, object] = {"type": rng.choice(KINDS), "mode": rng.choice([0o644, 0o755, 0o7777, 0])}
         if fields["type"] in (tarfile.SYMTYPE, tarfile.LNKTYPE):
-            fields["linkname"] = rng.choice(["a", "../../x", "/etc/passwd"])
+            fields["linkname"] = rng.choice(["a", f"{rng.randrange(4)}/a", "b/c", "../../x", "/etc/passwd", "b" * 120])
         if rng.random() < 0.1:
             key = rng.choice(["path", "size", "GNU.sparse.major", "comment", "linkpath"])
             fields["pax_headers"] = {key: rng.choice(["../x", "7", "-7", "a", "9" * 30, "é"])}

@@ -174,6 +174,21 @@ def test_what_the_model_does_not_hold_is_refused(case: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("region", "partition"),
+    [("cn-north-1", "aws-cn"), ("us-gov-west-1", "aws-us-gov"), ("eusc-de-east-1", "aws-eusc"), (REGION, "aws")],
+)
+def test_a_role_must_be_of_the_regions_partition(region: str, partition: str) -> None:
+    for given in ("aws", "aws-cn", "aws-us-gov", "aws-eusc"):
+        image = IMAGE.replace(REGION, region)
+        arn = control.ROLE.replace("arn:aws:", f"arn:{given}:")
+        request = training_request(**algorithm(TrainingImage=image), RoleArn=arn)
+        with pytest.raises(Refused) as caught:  # of the right partition: this region lacks its bucket, or the role
+            check_create(request, region=region, account=control.ACCOUNT, stores=Known())
+        else_ = f"is of partition {given}, but region {region} is of {partition}."
+        assert caught.value.message.endswith(else_) is (given != partition)
+
+
+@pytest.mark.parametrize(
     ("instance_type", "nvme"),
     [
         ("ml.m5.large", False),

@@ -262,6 +262,11 @@ def explained(run: Run) -> dict[str, Any]:
     return dict(json.loads((Path(run.run_dir) / "explained.json").read_bytes()))
 
 
+def faulty(*faults: str) -> tuple[str, ...]:
+    """The flags that have a rehearsed cloud misbehave: a submit puts away what was armed before it."""
+    return tuple(word for fault in faults for word in ("--fault", fault))
+
+
 def training(cloud: Cloud) -> dict[str, Any]:
     """The only job there is, once its script runs."""
 

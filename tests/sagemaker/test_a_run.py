@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.rehearsal import control
 from tests.conftest import wait_until
-from tests.sagemaker.conftest import NAMED, REHEARSED, SUBMIT, Cloud, Shell
+from tests.sagemaker.conftest import NAMED, REHEARSED, SUBMIT, Cloud, Shell, faulty
 
 pytestmark = pytest.mark.slow
 KINDS = ("throttle", "500-before", "500-after", "reset-before", "reset-after", "hang-after")
@@ -74,8 +74,7 @@ def test_what_the_dry_run_shows_is_what_the_cloud_gets(shell: Shell, cloud: Clou
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fault_of_the_create_call_makes_one_job(shell: Shell, cloud: Cloud, kind: str) -> None:
-    cloud.arm(f"{kind}:CreateTrainingJob:count=2:seconds=1")
-    answer = shell(*REHEARSED)
+    answer = shell(*REHEARSED, *faulty(f"{kind}:CreateTrainingJob:count=2:seconds=1"))
     assert answer.code == 0, answer.err
     assert [job["status"] for job in cloud.jobs()] == ["Completed"]
     assert "asks to wait" in answer.err if kind == "throttle" else "no clear answer" in answer.err
@@ -84,8 +83,9 @@ def test_a_fault_of_the_create_call_makes_one_job(shell: Shell, cloud: Cloud, ki
 
 @pytest.mark.parametrize("kind", ["throttle", "reset-before", "hang-after"])
 def test_a_fault_of_the_question_whether_the_job_was_made_makes_one_job(shell: Shell, cloud: Cloud, kind: str) -> None:
-    cloud.arm("reset-after:CreateTrainingJob", f"{kind}:DescribeTrainingJob:count=3:seconds=1")
-    answer = shell(*REHEARSED)
+    answer = shell(
+        *REHEARSED, *faulty("reset-after:CreateTrainingJob", f"{kind}:DescribeTrainingJob:count=3:seconds=1")
+    )
     assert answer.code == 0, answer.err
     assert [job["status"] for job in cloud.jobs()] == ["Completed"]
 

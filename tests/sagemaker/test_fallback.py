@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sagemaker.conftest import BUCKET, REGION, ROLE, Cloud, Shell
+from tests.sagemaker.conftest import BUCKET, REGION, ROLE, Cloud, Shell, faulty
 
 pytestmark = pytest.mark.slow
 TWO = ("submit", "train.py", "--backend", "sagemaker", "--instance", "ml.m5.large,ml.c5.xlarge")
@@ -66,8 +66,7 @@ def test_without_a_login_it_runs_here_and_no_other_machine_is_tried(shell: Shell
 
 
 def test_a_denied_permission_makes_nobody_try_further(shell: Shell, cloud: Cloud) -> None:
-    cloud.arm("denied:CreateTrainingJob")
-    answer = shell(*TWO, *LOCAL, "--rehearse")
+    answer = shell(*TWO, *LOCAL, "--rehearse", *faulty("denied:CreateTrainingJob"))
     assert answer.code == 5, answer.err
     assert "trying" not in answer.err
     assert [run.state for run in shell.runs()] == ["abandoned"]
@@ -89,10 +88,16 @@ def test_a_bad_image_makes_nobody_try_further(shell: Shell, cloud: Cloud) -> Non
 
 
 def test_a_lost_answer_makes_nobody_try_further(shell: Shell, cloud: Cloud) -> None:
-    cloud.arm(
-        "500-after:CreateTrainingJob", "500-before:DescribeTrainingJob:rate=1", "500-before:CreateTrainingJob:rate=1"
+    answer = shell(
+        *TWO,
+        *LOCAL,
+        "--rehearse",
+        *faulty(
+            "500-after:CreateTrainingJob",
+            "500-before:DescribeTrainingJob:rate=1",
+            "500-before:CreateTrainingJob:rate=1",
+        ),
     )
-    answer = shell(*TWO, *LOCAL, "--rehearse")
     assert answer.code == 75, answer.err
     assert [run.state for run in shell.runs()] == ["starting"]
     assert machines_after(cloud) == ["ml.m5.large"]

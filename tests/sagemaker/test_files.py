@@ -144,6 +144,16 @@ def test_after_a_rehearsed_cloud_was_stopped_the_model_and_the_lines_are_still_h
         control.stop(own / "rehearsal")
 
 
+def test_that_a_run_left_nothing_is_known_without_its_cloud(shell: Shell, cloud: Cloud) -> None:
+    shell.write("print('nothing')\n")
+    assert shell(*REHEARSED).code == 0
+    cloud.arm("reset-before:ListObjectsV2:rate=1")
+    listed, fetched = shell("artifacts", "--json"), shell("artifacts", "--to", "out")
+    assert (listed.code, fetched.code) == (0, 0), listed.err + fetched.err
+    assert listed.json["files"] == []
+    assert "left no files" in fetched.out
+
+
 def test_a_run_whose_rehearsed_cloud_was_stopped_meanwhile_is_told_to_have_ended(patient: Shell, cloud: Cloud) -> None:
     own = patient.project.parent / "another"
     try:

@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from tests.conftest import wait_until
-from tests.sagemaker.conftest import NAMED, REHEARSED, Cloud, Shell, training
+from tests.sagemaker.conftest import NAMED, REHEARSED, Cloud, Shell, faulty, training
 
 pytestmark = pytest.mark.slow
 TWO_HOSTS = """
@@ -58,9 +58,9 @@ def test_ctrl_c_leaves_the_job_running_and_says_what_it_costs(patient: Shell, cl
 
 
 def test_ctrl_c_before_anything_was_sent_says_that_nothing_runs(shell: Shell, cloud: Cloud) -> None:
-    cloud.arm("slow:PutObject:seconds=5")
-    typed = shell.start(*REHEARSED)
-    wait_until(lambda: cloud.state()["faults"] == [], what="the upload")
+    before = cloud.calls()["PutObject"]
+    typed = shell.start(*REHEARSED, *faulty("slow:PutObject:seconds=5"))
+    wait_until(lambda: cloud.calls()["PutObject"] > before, what="the upload")
     typed.signal(signal.SIGINT)
     answer = typed.end()
     assert answer.code == 130, answer.err
@@ -74,14 +74,14 @@ def test_ctrl_c_before_anything_was_sent_says_that_nothing_runs(shell: Shell, cl
 
 
 def test_ctrl_c_while_the_create_call_is_out_says_that_the_job_may_run(shell: Shell, cloud: Cloud) -> None:
-    cloud.arm("hang-after:CreateTrainingJob:seconds=10")
-    typed = shell.start(*REHEARSED)
+    typed = shell.start(*REHEARSED, *faulty("hang-after:CreateTrainingJob:seconds=10"))
     wait_until(cloud.jobs, what="the job")
     typed.signal(signal.SIGINT)
     answer = typed.end()
     assert answer.code == 130, answer.err
     run = shell.run()
     assert f"{run.id} was being sent and may run in the cloud" in answer.err
+    assert "an hour" in answer.err
     assert f"orchestrate cancel {run.id}" in answer.err
     resumed = shell("resume", run.id)
     assert resumed.code == 0, resumed.err

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.conftest import wait_until
-from tests.sagemaker.conftest import NAMED, REHEARSED, Cloud, Shell, training
+from tests.sagemaker.conftest import NAMED, REHEARSED, Cloud, Shell, faulty, training
 
 pytestmark = pytest.mark.slow
 KILLED = -9
@@ -32,12 +32,14 @@ def test_a_submit_that_was_killed_is_finished_by_the_same_command(shell: Shell, 
 
 
 def test_an_outcome_that_nobody_knows_exits_75_and_resume_finds_out(shell: Shell, cloud: Cloud) -> None:
-    cloud.arm(
-        "reset-after:CreateTrainingJob",
-        "reset-before:CreateTrainingJob:rate=1",
-        "reset-before:DescribeTrainingJob:rate=1",
+    answer = shell(
+        *REHEARSED,
+        *faulty(
+            "reset-after:CreateTrainingJob",
+            "reset-before:CreateTrainingJob:rate=1",
+            "reset-before:DescribeTrainingJob:rate=1",
+        ),
     )
-    answer = shell(*REHEARSED)
     assert answer.code == 75, answer.err
     run = shell.run()
     assert run.state == "starting"
@@ -50,8 +52,7 @@ def test_an_outcome_that_nobody_knows_exits_75_and_resume_finds_out(shell: Shell
 
 
 def test_a_cloud_that_never_took_the_job_exits_75_and_resume_makes_it(shell: Shell, cloud: Cloud) -> None:
-    cloud.arm("500-before:CreateTrainingJob:rate=1")
-    assert shell(*REHEARSED).code == 75
+    assert shell(*REHEARSED, *faulty("500-before:CreateTrainingJob:rate=1")).code == 75
     assert not cloud.jobs()
     cloud.clear()
     resumed = shell("resume")
@@ -60,9 +61,9 @@ def test_a_cloud_that_never_took_the_job_exits_75_and_resume_makes_it(shell: She
 
 
 def test_a_login_that_runs_out_between_create_and_question_keeps_the_run(shell: Shell, cloud: Cloud) -> None:
-    cloud.arm("reset-after:CreateTrainingJob", "expired:DescribeTrainingJob:rate=1")
-    answer = shell(*REHEARSED)
-    assert answer.code == 77, answer.err
+    answer = shell(*REHEARSED, *faulty("reset-after:CreateTrainingJob", "expired:DescribeTrainingJob:rate=1"))
+    assert answer.code == 75, answer.err
+    assert "your AWS login has expired" in answer.err
     assert shell.run().state == "starting"
     cloud.clear()
     again = shell(*REHEARSED)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.rehearsal import control
-from tests.sagemaker.conftest import BUCKET, NAMED, REGION, REHEARSED, ROLE, SUBMIT, Cloud, Shell, explained
+from tests.sagemaker.conftest import BUCKET, NAMED, REGION, REHEARSED, ROLE, SUBMIT, Cloud, Shell, explained, faulty
 
 pytestmark = pytest.mark.slow
 THEIRS = "999999999999"
@@ -21,8 +21,7 @@ def nothing_launched(shell: Shell, cloud: Cloud) -> str:
 
 
 def test_quota_is_explained_and_nothing_was_launched(shell: Shell, cloud: Cloud) -> None:
-    cloud.arm("quota")
-    answer = shell(*REHEARSED)
+    answer = shell(*REHEARSED, *faulty("quota"))
     assert answer.code == 5, answer.err
     assert "quota" in answer.err
     assert "request-service-quota-increase" in answer.err
@@ -43,8 +42,7 @@ def test_want_of_capacity_is_explained_and_costs_nothing(shell: Shell, cloud: Cl
 
 
 def test_a_permission_that_is_missing_is_named(shell: Shell, cloud: Cloud) -> None:
-    cloud.arm("denied:CreateTrainingJob")
-    answer = shell(*REHEARSED)
+    answer = shell(*REHEARSED, *faulty("denied:CreateTrainingJob"))
     assert answer.code == 5, answer.err
     assert "sagemaker:CreateTrainingJob" in answer.err
     assert "sagemaker:CreateTrainingJob" in nothing_launched(shell, cloud)

@@ -53,14 +53,18 @@ STEPS = (
     "started",
     "let go",
 )
-KINDS = ("throttle", "500-before", "500-after", "reset-before", "reset-after", "hang-after")
+KINDS = (
+    "throttle", "500-before", "500-after", "reset-before", "reset-after", "hang-before", "hang-after", "quota", "expired",
+    "denied",
+)  # fmt: skip
 CALLS = ("CreateTrainingJob", "DescribeTrainingJob", "PutObject", "HeadObject", "HeadBucket", "GetCallerIdentity")
 SCRIPT = """
 import os, pathlib
 print("[metrics] loss=1")
 pathlib.Path(os.environ["SM_MODEL_DIR"], "model.txt").write_text(os.environ["ORCHESTRATE_RUN_ID"])
 """
-MOST_TRIES = 8
+MOST_TRIES = 12
+NOBODY, ANOTHER = "http://127.0.0.1:9", "/as/999988887777"  # a dead network, and a login of another account
 
 
 @dataclass
@@ -71,6 +75,7 @@ class Figures:
     kills: int = 0
     faults: int = 0
     tries: int = 0
+    elsewhere: int = 0  # commands that met a dead network or another account
     steps: set[str] = field(default_factory=set)
     pairs: set[tuple[str, str]] = field(default_factory=set)
     twice: list[int] = field(default_factory=list)
@@ -135,26 +140,30 @@ class Matrix:
         (self.project / "train.py").write_text(f"# {seed}\n{SCRIPT}")  # so that there is something to upload
         (self.project / "data" / "rows.csv").write_text(f"{seed}\n")
         step = None if dice.random() < 0.1 else STEPS[seed % len(STEPS)]
-        every = list(itertools.product(KINDS, CALLS))
+        every = [pair for pair in itertools.product(KINDS, CALLS) if pair[0] != "quota" or pair[1] == CALLS[0]]
         chosen = [every[(seed // len(STEPS) * 7 + seed) % len(every)]] if dice.random() < 0.9 else []
         chosen += [dice.choice(every)] if dice.random() < 0.2 else []
-        self.arm(*(f"{kind}:{call}" for kind, call in chosen))
+        self.arm(*(f"{kind}:{call}:count={dice.choice((1, 1, 2, 4))}" for kind, call in chosen))
         figures.faults += len(chosen)
         figures.steps |= {step} if step else set()
         figures.pairs |= set(chosen)
-        words = self.words(name, "--detach")
+        more = ["--instance", "ml.m5.xlarge,ml.m5.large"] if seed % 3 == 0 else []
+        words = self.words(name, "--detach", *more)
         self._try(words, step, figures)
         for _ in range(MOST_TRIES):
             known = [run for run in self.ledger()[name] if run.state != "abandoned"]
             next_step = dice.choice(STEPS) if dice.random() < 0.2 else None
             by_id = known and dice.random() < 0.4
-            answer = self._try(["resume", known[0].id, "--detach"] if by_id else words, next_step, figures)
+            place = dice.choice((NOBODY, self.cloud.url + ANOTHER)) if dice.random() < 0.2 else None
+            figures.elsewhere += place is not None
+            answer = self._try(["resume", known[0].id, "--detach"] if by_id else words, next_step, figures, place)
             if answer["code"] == 0:
                 return
         figures.never_through.append(f"{seed}: {answer['code']} {answer['err'][-300:]}")
 
-    def _try(self, words: list[str], step: str | None, figures: Figures) -> dict[str, Any]:
-        (answer,) = self.forks.run(words, folder=self.project, crash_at=step)
+    def _try(self, words: list[str], step: str | None, figures: Figures, place: str | None = None) -> dict[str, Any]:
+        env = {} if place is None else {"AWS_ENDPOINT_URL": place}
+        (answer,) = self.forks.run(words, folder=self.project, crash_at=step, env=env)
         figures.tries += 1
         figures.kills += answer["code"] == -9
         return answer
@@ -173,7 +182,9 @@ class Matrix:
         """Ask the cloud what it has, and compare it with the ledger."""
         self.arm()
         self.settled()
-        self.forks.run(["list", "--all"], folder=self.project)  # asks for those that were alive when last seen
+        self.forks.run(
+            ["list", "--all"], folder=self.project, timeout=900
+        )  # asks for those that were alive when last seen
         jobs, ledger = self.jobs(), self.ledger()
         for seed in seeds:
             name = f"seed-{seed}"
@@ -187,12 +198,12 @@ class Matrix:
                 figures.without_model.append(seed)
 
     def _model_of(self, made: list[dict[str, Any]]) -> bool:
-        from orchestrator.aws.client import Aws
+        from orchestrator.aws.client import shared
 
-        with Aws(REGION, endpoint=self.cloud.url) as aws:
-            key = f"orchestrate/runs/{made[0]['name']}/output/model.tar.gz" if made else ""
-            listed = aws.client("s3").list_objects_v2(Bucket=control.bucket_of(REGION), Prefix=key)
-            return bool(made) and listed["KeyCount"] == 1
+        aws = shared(REGION, self.cloud.url, None)
+        key = f"orchestrate/runs/{made[0]['name']}/output/model.tar.gz" if made else ""
+        listed = aws.client("s3").list_objects_v2(Bucket=control.bucket_of(REGION), Prefix=key)
+        return bool(made) and listed["KeyCount"] == 1
 
 
 def run(folder: Path, seeds: range, tell: Any = None) -> Figures:
@@ -222,7 +233,8 @@ def main() -> int:
         figures = run(Path(folder), seeds, tell=lambda line: print(line, file=sys.stderr, flush=True))
     print(
         f"{figures.runs} runs, {figures.tries} commands, {figures.kills} killed at {len(figures.steps)} steps,"
-        f" {figures.faults} faults of {len(figures.pairs)} kinds, {figures.seconds:.0f} s\n"
+        f" {figures.faults} faults of {len(figures.pairs)} kinds, {figures.elsewhere} met a dead network or another account,"
+        f" {figures.seconds:.0f} s\n"
         f"launched twice: {figures.twice}\nlost: {figures.lost}\nwithout a model: {figures.without_model}\n"
         f"never through: {figures.never_through}"
     )
