@@ -12,9 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from orchestrator import api, backends, finding
-from orchestrator.errors import BadInput
+from orchestrator import api, backends, finding, package, state
+from orchestrator.aws.place import PREFIX
+from orchestrator.errors import BadInput, raise_all
 from orchestrator.preparing import Prepared
+from orchestrator.spec import CloudOptions
+from orchestrator.unpack import unpack
 
 
 def _sdk() -> None:
@@ -44,57 +47,114 @@ def model_trainer(script: str | Path | None = None, *, sagemaker_session: Any = 
     """A `ModelTrainer` that trains what `orchestrator.submit` would with the same arguments, by the SDK's own means.
 
     It gives jobs names by the clock, keeps no ledger, and starts the script by its own drivers: what it launches is not
-    known here. Call its `train()`.
+    known here. Its source is our package, unpacked in the state folder, without what packages leave out. Call its `train()`.
+
+    Raises BadInput where something was asked for that it has no place for.
     """
     prepared: Prepared = api.prepare(script, {**options, "backend": "sagemaker"}, fetch=True)
     _sdk()
-    from sagemaker.core.shapes import CheckpointConfig, OutputDataConfig, Tag
+    _refuse_what_it_cannot(prepared)
+    from sagemaker.core.shapes import CheckpointConfig, MetricDefinition, OutputDataConfig, Tag
     from sagemaker.train import ModelTrainer
-    from sagemaker.train.configs import Compute, InputData, Networking, SourceCode, StoppingCondition
+    from sagemaker.train.configs import InputData, SourceCode, StoppingCondition, TensorBoardOutputConfig
     from sagemaker.train.distributed import Torchrun
 
     plan, request = prepared.plan, prepared.request
-    options_here = plan.spec.cloud
-    resources, limits = request["ResourceConfig"], request["StoppingCondition"]
-    several = plan.spec.processes > 1 or plan.spec.count > 1
+    place, given = plan.cloud, plan.spec.cloud
+    assert place is not None
     script_name = plan.entrypoint.script
-    command = shlex.join(["python", script_name, *plan.spec.arguments]) if plan.spec.arguments and not several else None
-    arguments: dict[str, Any] = {
-        "sagemaker_session": sagemaker_session or _session_of(prepared),
-        "role": request["RoleArn"],
-        "base_job_name": plan.name,
-        "training_image": request["AlgorithmSpecification"]["TrainingImage"],
-        "source_code": SourceCode(
-            source_dir=str(plan.entrypoint.source_dir),
-            **({"command": command} if command else {"entry_script": script_name}),
-        ),
-        "compute": Compute(
-            instance_type=resources["InstanceType"],
-            instance_count=resources["InstanceCount"],
-            volume_size_in_gb=resources["VolumeSizeInGB"],
-            enable_managed_spot_training=plan.spec.spot,
-        ),
-        "stopping_condition": StoppingCondition(
-            max_runtime_in_seconds=limits["MaxRuntimeInSeconds"],
-            **(
-                {"max_wait_time_in_seconds": limits["MaxWaitTimeInSeconds"]} if "MaxWaitTimeInSeconds" in limits else {}
-            ),
-        ),
-        "output_data_config": OutputDataConfig(s3_output_path=request["OutputDataConfig"]["S3OutputPath"]),
-        "checkpoint_config": CheckpointConfig(s3_uri=request["CheckpointConfig"]["S3Uri"]),
-        "input_data_config": [InputData(channel_name=name, data_source=uri) for name, uri in _inputs(prepared)] or None,
-        "environment": dict(plan.spec.environment),
-        "hyperparameters": dict(plan.spec.hyperparameters),
-        "tags": [Tag(key=name, value=text) for name, text in options_here.tags] or None,
-    }
-    if several:
-        arguments["distributed"] = Torchrun(process_count_per_node=plan.spec.processes)
-    if options_here.subnets:
-        arguments["networking"] = Networking(
-            subnets=list(options_here.subnets), security_group_ids=list(options_here.security_groups)
-        )
+    command = shlex.join(["python", script_name, *plan.spec.arguments]) if plan.spec.arguments else None
+    limits = {"MaxRuntimeInSeconds": "max_runtime_in_seconds", "MaxWaitTimeInSeconds": "max_wait_time_in_seconds"}
+    stops = {limits[name]: seconds for name, seconds in request["StoppingCondition"].items() if name in limits}
+    several = plan.spec.processes > 1 or plan.spec.count > 1
+    kept = f"s3://{place.bucket}/{PREFIX}/handed-over/{place.launch_id}"
     with _no_simulated_policies(prepared):
-        return ModelTrainer(**arguments)
+        trainer = ModelTrainer(
+            sagemaker_session=sagemaker_session or _session_of(prepared),
+            role=request["RoleArn"],
+            base_job_name=plan.name,
+            training_image=request["AlgorithmSpecification"]["TrainingImage"],
+            source_code=SourceCode(
+                source_dir=str(_unpacked(prepared)),
+                **({"command": command} if command else {"entry_script": script_name}),
+            ),
+            compute=_compute(prepared),
+            networking=_networking(given),
+            stopping_condition=StoppingCondition(**stops),
+            output_data_config=OutputDataConfig(s3_output_path=f"{kept}/output", kms_key_id=given.kms_key),
+            checkpoint_config=CheckpointConfig(s3_uri=f"{kept}/checkpoints"),
+            input_data_config=[InputData(channel_name=name, data_source=uri) for name, uri in _inputs(prepared)]
+            or None,
+            environment=dict(plan.spec.environment),
+            hyperparameters=dict(plan.spec.hyperparameters),
+            tags=[Tag(key=name, value=text) for name, text in given.tags] or None,
+            **({"distributed": Torchrun(process_count_per_node=plan.spec.processes)} if several else {}),
+        )
+    read = request["AlgorithmSpecification"]["MetricDefinitions"]
+    trainer.with_metric_definitions([MetricDefinition(name=one["Name"], regex=one["Regex"]) for one in read])
+    if given.tensorboard:
+        local = request["TensorBoardOutputConfig"]["LocalPath"]
+        trainer.with_tensorboard_output_config(
+            TensorBoardOutputConfig(s3_output_path=f"{kept}/tensorboard", local_path=local)
+        )
+    return trainer
+
+
+def _refuse_what_it_cannot(prepared: Prepared) -> None:
+    spec = prepared.plan.spec
+    raise_all(
+        BadInput(f"a ModelTrainer has no place for {what}", hint=hint)
+        for what, hint, asked in (
+            ("resume_from", "give it the checkpoints as a data channel", spec.resume_from),
+            ("[backend.sagemaker.extra]", "set the trainer's own fields", spec.cloud.extra),
+            (
+                "arguments on several machines or processes",
+                "hyperparameters: {'lr': '0.1'} reaches the script as --lr 0.1",
+                spec.arguments and (spec.count > 1 or spec.processes > 1),
+            ),
+        )
+        if asked
+    )
+
+
+def _unpacked(prepared: Prepared) -> Path:
+    """The files of our package, in a folder of their own: the SDK uploads all that it finds in one."""
+    built = package.build(prepared.manifest, state.packages_dir())
+    folder = state.home() / "handed-over" / built.digest
+    if not folder.is_dir():
+        state.make_private(folder.parent)
+        unpack(built.path, folder)
+    return folder
+
+
+def _compute(prepared: Prepared) -> Any:
+    from sagemaker.train.configs import Compute
+
+    resources = prepared.request["ResourceConfig"]
+    optional = {
+        "volume_kms_key_id": resources.get("VolumeKmsKeyId"),
+        "keep_alive_period_in_seconds": resources.get("KeepAlivePeriodInSeconds"),
+    }
+    return Compute(
+        instance_type=resources["InstanceType"],
+        instance_count=resources["InstanceCount"],
+        volume_size_in_gb=resources["VolumeSizeInGB"],
+        enable_managed_spot_training=prepared.plan.spec.spot,
+        **{name: value for name, value in optional.items() if value is not None},
+    )
+
+
+def _networking(given: CloudOptions) -> Any:
+    from sagemaker.train.configs import Networking
+
+    if not (given.subnets or given.network_isolation or given.encrypt_traffic):
+        return None
+    return Networking(
+        subnets=list(given.subnets) or None,
+        security_group_ids=list(given.security_groups) or None,
+        enable_network_isolation=given.network_isolation or None,
+        enable_inter_container_traffic_encryption=given.encrypt_traffic or None,
+    )
 
 
 def _session_of(prepared: Prepared) -> Any:

@@ -213,6 +213,10 @@ def refusal(error: BaseException, *, doing: str, context: Mapping[str, str] | No
     if kind is Kind.QUOTA:
         what, hint = _quota(words, context)
         return CloudRefused(what, hint=hint)
+    if kind is Kind.CAPACITY:
+        instance = context.get("instance")
+        what = f"cannot {doing}: AWS has no {instance or 'machine of this kind'} to give now, here"
+        return CloudRefused(what, hint=f"{elsewhere(instance)}; or the same command later")
     for pattern, what, hint in _REFUSALS:
         match = re.search(pattern, f"{code}: {words}", re.IGNORECASE)
         if match:
@@ -236,11 +240,6 @@ _SET_CLOCK = "set the clock (timedatectl set-ntp true; on macOS: sntp -sS time.a
 _ACTION = r"[\w:*-]+(?: on resource: [^\s,]+)?"
 # What the service refuses at once: a pattern over `code: words`, what it means, what to do. The first that fits.
 _REFUSALS = (
-    (
-        r"Unable to provision|CapacityError|Insufficient.?(Instance)?Capacity",
-        "AWS has no {instance} to give now, here",
-        "{elsewhere}; or the same command later",
-    ),
     (
         r"perform: iam:PassRole on resource: (?P<resource>[^\s,]+)",
         "you may not hand the role {resource} to SageMaker",

@@ -88,16 +88,12 @@ def test_a_bad_image_makes_nobody_try_further(shell: Shell, cloud: Cloud) -> Non
 
 
 def test_a_lost_answer_makes_nobody_try_further(shell: Shell, cloud: Cloud) -> None:
-    answer = shell(
-        *TWO,
-        *LOCAL,
-        "--rehearse",
-        *faulty(
-            "500-after:CreateTrainingJob",
-            "500-before:DescribeTrainingJob:rate=1",
-            "500-before:CreateTrainingJob:rate=1",
-        ),
+    lost = (
+        "500-after:CreateTrainingJob",
+        "500-before:DescribeTrainingJob:rate=1",
+        "500-before:CreateTrainingJob:rate=1",
     )
+    answer = shell(*TWO, *LOCAL, "--rehearse", *faulty(*lost))
     assert answer.code == 75, answer.err
     assert [run.state for run in shell.runs()] == ["starting"]
     assert machines_after(cloud) == ["ml.m5.large"]

@@ -90,3 +90,32 @@ def test_a_plan_is_a_model_trainer_that_trains_to_its_end(shell: Shell, cloud: C
         member = archive.extractfile(next(one for one in archive.getmembers() if one.name.endswith("weights")))
         assert member is not None
         assert member.read().decode() == "['--lr', '0.1'] 1,2"
+
+
+def test_a_model_trainer_has_all_that_was_asked_for_and_refuses_what_it_has_no_place_for(
+    shell: Shell, cloud: Cloud
+) -> None:
+    shell.write("print(1)\n")
+    (shell.project / ".gitignore").write_text("ignored.bin\n")
+    (shell.project / "ignored.bin").write_text("x")
+    key = "arn:aws:kms:us-east-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+    said = python(
+        shell,
+        "import os, orchestrator\n"
+        "from orchestrator.errors import BadInput\n"
+        "asked = dict(instance='ml.m5.large', rehearse=True, count=2)\n"
+        "trainer = orchestrator.model_trainer('train.py', network_isolation=True, encrypt_traffic=True,\n"
+        f"    kms_key='{key}', keep_alive_minutes=5, hyperparameters={{'lr': '0.1'}}, metrics=['loss'], **asked)\n"
+        "network, compute = trainer.networking, trainer.compute\n"
+        "print('NET', network.enable_network_isolation, network.enable_inter_container_traffic_encryption)\n"
+        "print('KEYS', trainer.output_data_config.kms_key_id == compute.volume_kms_key_id)\n"
+        "print('WARM', compute.keep_alive_period_in_seconds, compute.instance_count)\n"
+        "print('FILES', sorted(os.listdir(trainer.source_code.source_dir)))\n"
+        "try:\n    orchestrator.model_trainer('train.py', arguments=['--x'], **asked)\n"
+        "except BadInput as error:\n    print('REFUSED', error.what)\n",
+    )
+    assert "NET True True" in said
+    assert "KEYS True" in said
+    assert "WARM 300 2" in said
+    assert "FILES ['.gitignore', 'train.py']" in said
+    assert "REFUSED a ModelTrainer has no place for arguments on several machines" in said
