@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,9 +35,11 @@ class Stage:
             from orchestrator.rehearsal import control
 
             url = control.ensure(state.home() / "rehearsal").url
-            control.call(url, "DELETE", "faults")  # what an earlier submit armed and did not meet is not this one's
             if faults:
+                control.call(url, "DELETE", "faults")
                 control.call(url, "POST", "faults", list(faults))
+            elif armed := control.call(url, "GET", "state")["faults"]:
+                print(f"note: the rehearsed cloud has faults armed from before: {', '.join(armed)}", file=sys.stderr)
             self.endpoint = control.provision(url, role=place.role, bucket=place.bucket, region=place.region)
 
     def set(self, place: AwsPlace | None) -> AwsPlace | None:
@@ -74,6 +78,16 @@ class Stage:
             seen = seen_file(folder, state.packages_dir()) if state.packages_dir().is_dir() else None
             self._digests[location] = folders.survey(folder, seen_file=seen, progress=progress).digest
         return self._digests[location]
+
+
+def disarm() -> None:
+    """Take back what faults of this submit the rehearsed cloud has not met: they are not the next one's."""
+    from orchestrator.rehearsal import control
+
+    standing = control.find(state.home() / "rehearsal")
+    if standing is not None:
+        with contextlib.suppress(OrchestrateError):
+            control.call(standing.url, "DELETE", "faults")
 
 
 def notes(spec: TrainingSpec, machine: catalog.Machine | None, place: AwsPlace) -> tuple[str, ...]:

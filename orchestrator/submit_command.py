@@ -9,7 +9,7 @@ from pathlib import Path
 
 import typer
 
-from orchestrator import crashpoints, finding, plan, preparing, render, submitting, watch
+from orchestrator import crashpoints, finding, plan, preparing, render, staging, submitting, watch
 from orchestrator import smoke as smoke_run
 from orchestrator.errors import BadInput
 from orchestrator.launch import Launched
@@ -46,7 +46,11 @@ def run(flags: Flags, how: How) -> None:
     if how.detach and len(attempts) > 1:
         say("detached: the next machine is tried where one is refused at once, not where capacity fails later")
     follow = partial(_detached if how.detach else _attached, as_json=how.as_json)
-    sent = submitting.send(attempts, follow, tell=say, again=how.again, progress=render.progress_bar)
+    try:
+        sent = submitting.send(attempts, follow, tell=say, again=how.again, progress=render.progress_bar)
+    finally:
+        if how.faults and not how.detach:
+            staging.disarm()
     if not how.detach:
         tell_end(sent.prepared, sent.run, as_json=how.as_json)
 

@@ -20,7 +20,7 @@ DEFAULT_QUOTA = (
 MAX_VOLUME_GB = 16_384
 # Machines with local NVMe disks: `d` after the generation, and whole families that have no other storage.
 NVME = re.compile(r"ml\.([a-z]+\d+[a-z]*d[a-z]*|g[4-9]\w*|gr\d\w*|p[5-9][\w-]*|trn\w+|i\d\w*)\.")
-REGISTRY = re.compile(r"(\d{12})\.dkr\.ecr(?:-fips)?\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?/.+")
+REGISTRY = re.compile(r"(\d{12})\.dkr\.ecr(?:-fips)?\.([a-z0-9-]+)\.amazonaws\.(?:com|com\.cn|eu)/.+")
 ROLE = re.compile(r"arn:(aws[a-z-]*):iam::(\d{12}):role/.+")
 PARTITIONS = {"cn": "aws-cn", "us-gov": "aws-us-gov", "eusc": "aws-eusc"}  # of regions, by how their names begin
 

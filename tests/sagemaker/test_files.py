@@ -102,7 +102,7 @@ def test_a_hostile_archive_is_refused_in_one_line_and_nothing_is_written(shell: 
     assert shell(*NAMED, **cloud.environment).code == 0
     key = f"orchestrate/runs/{shell.run().remote_id}/output/model.tar.gz"
     link = tarfile.TarInfo("inside")
-    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    link.type, link.linkname = tarfile.LNKTYPE, "/etc/passwd"
     for member in (tarfile.TarInfo("../../escaped"), link, tarfile.TarInfo("/tmp/escaped")):
         cloud.client("s3").put_object(Bucket=BUCKET, Key=key, Body=packed(tarfile.TarInfo("good"), member))
         answer = shell("artifacts", "--to", "out", **cloud.environment)
@@ -178,3 +178,57 @@ def test_checkpoints_of_an_earlier_run_are_what_the_next_one_begins_with(shell: 
     answer = shell(*REHEARSED, "--resume-from", shell.run().id)
     assert answer.code == 0, answer.err
     assert "found ['step-1.pt']" in answer.out
+
+
+def test_data_that_left_the_bucket_is_uploaded_again_before_the_next_run(shell: Shell, cloud: Cloud) -> None:
+    shell.write(READS)
+    rows = shell.project.parent / "rows"
+    rows.mkdir()
+    for name in ("a.csv", "b.csv"):
+        (rows / name).write_text(f"{name} of {shell.project}")
+    words = (*REHEARSED, "--data", f"rows={rows}")
+    puts(shell, cloud, *words)
+    listed = cloud.client("s3").list_objects_v2(Bucket=BUCKET, Prefix="orchestrate/data/")["Contents"]
+    (gone,) = [
+        one["Key"] for one in listed if one["Key"].endswith("/a.csv") and one["Size"] == (rows / "a.csv").stat().st_size
+    ]
+    cloud.client("s3").delete_object(Bucket=BUCKET, Key=gone)
+    assert shell(*words).code == 0
+    assert f"read a.csv a.csv of {shell.project}" in shell("logs").out
+
+
+def test_a_model_with_links_in_it_comes_back_and_its_run_is_a_success(shell: Shell, cloud: Cloud) -> None:
+    shell.write(
+        "import os, pathlib\n"
+        "model, output = pathlib.Path(os.environ['SM_MODEL_DIR']), pathlib.Path(os.environ['SM_OUTPUT_DATA_DIR'])\n"
+        "(model / 'm.txt').write_text('weights')\n"
+        "(model / 'latest').symlink_to('m.txt')\n"
+        "(model / 'hub').symlink_to('/root/.cache/hub/x')\n"
+        "(output / 'run-1').mkdir()\n"
+        "(output / 'run-1/log').write_text('log')\n"
+        "(output / 'latest-run').symlink_to('run-1')\n"
+    )
+    answer = shell(*NAMED, **cloud.environment)
+    assert answer.code == 0, answer.err
+    brought = shell("artifacts", "--to", "out", **cloud.environment)
+    assert brought.code == 0, brought.err
+    assert files_of(shell.project / "out") == ["model/latest", "model/m.txt", "output/data/run-1/log"]
+    assert (shell.project / "out/model/latest").read_text() == "weights"
+    told = [line for line in brought.err.splitlines() if "were left out" in line]
+    assert len(told) == 2
+    assert "'hub'" in told[0]
+    assert "'latest-run'" in told[1]
+
+
+def test_a_rehearsed_run_whose_archive_is_not_unpacked_here_is_a_success(shell: Shell, cloud: Cloud) -> None:
+    shell.write(
+        "import os, pathlib\n"
+        "for name in ('Model.pt', 'model.pt'):\n"
+        "    pathlib.Path(os.environ['SM_MODEL_DIR'], name).write_text('weights')\n"
+        "pathlib.Path(os.environ['SM_OUTPUT_DATA_DIR'], 'rows.csv').write_text('1')\n"
+    )
+    answer = shell(*REHEARSED)
+    assert answer.code == 0, answer.err
+    assert "model.tar.gz" in answer.err
+    assert shell("artifacts", "--to", "out").code == 0
+    assert files_of(shell.project / "out") == ["model/model.tar.gz", "output/data/rows.csv"]
