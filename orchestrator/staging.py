@@ -13,7 +13,7 @@ from orchestrator import plan, samples, state
 from orchestrator.aws import place as places
 from orchestrator.aws.place import AwsPlace
 from orchestrator.backends import Progress
-from orchestrator.errors import BadInput
+from orchestrator.errors import BadInput, OrchestrateError
 from orchestrator.spec import Pairs, TrainingSpec
 
 
