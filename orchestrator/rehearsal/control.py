@@ -56,7 +56,8 @@ def role_arn(region: str) -> str:
 
 
 def partition(region: str) -> str:
-    return "aws-cn" if region.startswith("cn-") else "aws-us-gov" if region.startswith("us-gov-") else "aws"
+    parts = {"cn-": "aws-cn", "us-gov-": "aws-us-gov", "eusc-": "aws-eusc"}
+    return next((name for start, name in parts.items() if region.startswith(start)), "aws")
 
 
 def environment(url: str, region: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from tests.conftest import wait_until
-from tests.sagemaker.conftest import NAMED, REHEARSED, Cloud, Shell, faulty, training
+from tests.sagemaker.conftest import NAMED, REHEARSED, Cloud, Shell, explained, faulty, training
 
 pytestmark = pytest.mark.slow
 TWO_HOSTS = """
@@ -249,3 +249,38 @@ def test_a_run_that_was_followed_by_nobody_is_told_of_by_list(shell: Shell, clou
     assert [row["state"] for row in listed] == ["succeeded"]
     assert shell("logs").out.count("hello") == 1
     assert shell.status()["metrics"] == {"epoch": 0.0, "loss": 0.5}
+
+
+FAILS = """
+print("[metrics] epoch=1 loss=1.5", flush=True)
+raise FileNotFoundError("no table of numbers")
+"""
+
+
+def test_the_status_of_a_run_that_nobody_followed_tells_why_it_failed(shell: Shell, cloud: Cloud) -> None:
+    shell.write(FAILS)
+    assert shell(*REHEARSED, "--detach").code == 0
+    wait_until(lambda: cloud.jobs()[0]["status"] == "Failed", what="the end")
+    answer = shell("status")
+    assert answer.code == 0, answer.err
+    assert "FileNotFoundError: no table of numbers" in answer.out
+    assert "no table of numbers" in str(explained(shell.run()))
+    assert shell.status()["metrics"] == {"epoch": 1.0, "loss": 1.5}
+
+
+def test_metrics_are_shown_though_the_lines_may_not_be_read(shell: Shell, cloud: Cloud) -> None:
+    assert shell(*REHEARSED, "--detach").code == 0
+    wait_until(lambda: cloud.jobs()[0]["status"] == "Completed", what="the end")
+    cloud.arm("denied:DescribeLogStreams:rate=1")
+    answer = shell("status", "--json")
+    assert answer.code == 0, answer.err
+    assert answer.json["metrics"]["loss"] == 0.5
+    assert "its last lines could not be fetched" in answer.err
+    cloud.clear()
+    assert shell.status()["metrics"] == {"epoch": 0.0, "loss": 0.5}
+
+
+def test_the_status_of_a_run_has_its_newest_metrics(patient: Shell, cloud: Cloud) -> None:
+    assert patient(*REHEARSED, "--detach", "--", str(patient.gate)).code == 0
+    training(cloud)
+    wait_until(lambda: patient.status()["metrics"] == {"epoch": 0.0, "loss": 0.5}, what="the first metrics")

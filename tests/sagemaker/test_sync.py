@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import wait_until
 from tests.rehearsal.conftest import training_request, wait_for_end
-from tests.sagemaker.conftest import REHEARSED, Cloud, Shell, training
+from tests.sagemaker.conftest import REGION, REHEARSED, Cloud, Shell, training
 
 pytestmark = pytest.mark.slow
 SYNC = ("list", "--sync", "--rehearse", "--json")
@@ -97,3 +97,22 @@ def test_two_syncs_at_once_bring_each_run_in_once(shell: Shell, elsewhere: Shell
     ids = [run.id for run in elsewhere.runs()]
     assert len(ids) == len(set(ids))
     assert shell.run().id in ids
+
+
+def test_a_run_from_elsewhere_has_a_price_though_its_tags_may_not_be_read(
+    shell: Shell, elsewhere: Shell, cloud: Cloud
+) -> None:
+    assert shell(*REHEARSED).code == 0
+    cloud.arm("denied:ListTags:rate=1")
+    answer = elsewhere(*SYNC)
+    assert answer.code == 0, answer.err
+    assert f"note: looked in {REGION}: " in answer.err
+    (run,) = [run for run in elsewhere.runs() if run.id == shell.run().id]
+    assert run.plan["price"] == shell.run().plan["price"]
+    assert run.script == "?"
+
+
+def test_without_a_region_nothing_is_looked_for_where_the_runs_may_not_be(shell: Shell, cloud: Cloud) -> None:
+    answer = shell("list", "--sync")
+    assert answer.code == 2
+    assert "no region: neither --region nor $AWS_REGION" in answer.err

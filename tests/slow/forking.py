@@ -56,6 +56,7 @@ class Forks:
 def main() -> None:
     for name in LOADED:
         importlib.import_module(name)
+    _load_models()
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         asked = json.loads(line)
@@ -68,6 +69,20 @@ def main() -> None:
             ]  # fmt: skip
         answers.write(json.dumps(told) + "\n")
         answers.flush()
+
+
+def _load_models() -> None:
+    """Read botocore's service models once, for all that is forked from here."""
+    import botocore.loaders
+
+    from orchestrator.aws import model
+
+    loader = botocore.loaders.create_loader()
+    for service in ("sagemaker", "s3", "sts", "logs"):
+        loader.load_service_model(service, "service-2")
+    loader.load_data("endpoints")
+    botocore.loaders.create_loader = lambda *_, **__: loader
+    model.violations("CreateTrainingJob", {})
 
 
 def _forked(asked: dict[str, Any], folder: str, output: str) -> int:

@@ -206,17 +206,19 @@ class Matrix:
         return bool(made) and listed["KeyCount"] == 1
 
 
-def run(folder: Path, seeds: range, tell: Any = None) -> Figures:
-    """All of *seeds*, one after the other; the figures."""
+def run(folder: Path, seeds: range, tell: Any = None, most_seconds: float = float("inf")) -> Figures:
+    """All of *seeds*, one after the other, or as many as *most_seconds* allow; the figures."""
     figures, began = Figures(), time.monotonic()
     matrix = Matrix(folder)
     try:
         for seed in seeds:
+            if time.monotonic() - began > most_seconds:
+                break
             matrix.one(seed, figures)
             figures.runs += 1
             if tell and figures.runs % 20 == 0:
                 tell(f"{figures.runs} runs, {figures.kills} kills, {time.monotonic() - began:.0f} s")
-        matrix.judge(seeds, figures)
+        matrix.judge(seeds[: figures.runs], figures)
     finally:
         matrix.close()
     figures.seconds = time.monotonic() - began
@@ -227,10 +229,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=500)
     parser.add_argument("--seed", type=int, default=1, help="the first one")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no further run after so long")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         seeds = range(options.seed, options.seed + options.runs)
-        figures = run(Path(folder), seeds, tell=lambda line: print(line, file=sys.stderr, flush=True))
+        figures = run(Path(folder), seeds, lambda line: print(line, file=sys.stderr, flush=True), options.seconds)
     print(
         f"{figures.runs} runs, {figures.tries} commands, {figures.kills} killed at {len(figures.steps)} steps,"
         f" {figures.faults} faults of {len(figures.pairs)} kinds, {figures.elsewhere} met a dead network or another account,"
