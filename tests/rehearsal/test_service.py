@@ -345,7 +345,7 @@ def test_a_bucket_of_another_owner_is_refused_where_the_owner_is_named(cloud: Re
 
 
 def test_every_region_has_its_bucket_and_its_role(cloud: Rehearsal) -> None:
-    for region in ("us-east-1", "eu-west-1", "cn-north-1"):
+    for region in ("us-east-1", "eu-west-1", "cn-north-1", "eusc-de-east-1"):
         found = client(cloud, "s3", region).get_bucket_location(Bucket=control.bucket_of(region))["LocationConstraint"]
         assert found == (None if region == "us-east-1" else region)
         role = client(cloud, "iam", region).get_role(RoleName=control.ROLE_NAME)["Role"]
