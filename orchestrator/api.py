@@ -107,7 +107,7 @@ def _flags(script: str | Path | None, options: Mapping[str, Any]) -> Flags:
 
 def status(run_id: str | None = None) -> Run:
     """One run as it stands now; None means the newest."""
-    return finding.find(run_id)
+    return finding.find(run_id, lines=True)
 
 
 def resume(run_id: str | None = None) -> Run:
@@ -129,8 +129,9 @@ def list_runs(limit: int | None = None) -> list[Run]:
 
 def last_metrics(run_id: str | None = None) -> dict[str, float]:
     """The newest value of every metric of a run."""
+    run = finding.find(run_id)
     with Ledger.open_to_read(state.ledger_file()) as ledger:
-        return ledger.last_metrics(ledger.get(run_id).id)
+        return ledger.last_metrics(run.id)
 
 
 def logs(run_id: str | None = None, *, follow: bool = False) -> Iterator[bytes]:
@@ -151,7 +152,7 @@ def artifacts(run_id: str | None = None, to: Path | None = None, *, checkpoints:
 
 def cancel(run_id: str | None = None, *, grace_seconds: int | None = None) -> None:
     """Ask a run to stop. It may take up to its grace time: status() tells."""
-    run = finding.find(run_id)
+    run = finding.find(run_id, own=True)
     if not run.ended:
         own = int(run.plan["limits"]["grace_seconds"])
         launch.cancel(

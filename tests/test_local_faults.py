@@ -14,6 +14,8 @@ import pytest
 from tests.conftest import Orchestrate, processes_of, start, wait_until
 from tests.test_local import SLOW_SCRIPT, STUBBORN_SCRIPT, detached, log_has, newest, run_folder, supervisor_of
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_killed_command_leaves_no_orphan_and_the_next_one_tells(
     orchestrate: Orchestrate, project: Path, home: Path

@@ -21,6 +21,8 @@ from orchestrator.errors import BadInput, Conflict, OrchestrateError
 from tests.aws.conftest import Calls
 from tests.aws.test_transfer import store, stored
 
+pytestmark = pytest.mark.slow
+
 Send = Callable[[], list[str]]
 
 

@@ -15,6 +15,8 @@ from orchestrator.aws.client import Aws
 from orchestrator.errors import CloudRefused, Conflict, LoginNeeded, OutcomeUnknown
 from orchestrator.runs import RunState
 
+pytestmark = pytest.mark.slow
+
 NAME = "orc-train-0123456789abcdef0123"
 REQUEST: dict[str, Any] = {
     "TrainingJobName": NAME,

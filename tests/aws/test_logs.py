@@ -310,6 +310,7 @@ def test_only_one_process_fetches_and_another_goes_on_when_it_is_gone(folder: Pa
     assert (folder / "log.txt").read_text() == "one\ntwo\n"
 
 
+@pytest.mark.slow
 def test_600_random_schedules_lose_nothing_and_repeat_nothing(
     memory_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

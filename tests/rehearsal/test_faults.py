@@ -24,6 +24,8 @@ from tests.rehearsal.conftest import (
     wait_for_end,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def faulty(tmp_path: Path) -> Iterator[Rehearsal]:

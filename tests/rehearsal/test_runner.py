@@ -31,6 +31,8 @@ from tests.rehearsal.jobs import (
     with_bootstrap,
 )
 
+pytestmark = pytest.mark.slow
+
 moto_cloud, each_level = jobs.moto_cloud, jobs.each_level
 
 

@@ -33,6 +33,8 @@ from tests.rehearsal.conftest import (
     wait_for_secondary,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def secondaries(told: dict[str, Any]) -> list[str]:
     return [transition["Status"] for transition in told["SecondaryStatusTransitions"]]

@@ -21,6 +21,8 @@ from orchestrator.rehearsal import control
 from tests.conftest import REPOSITORY, processes_of, wait_until
 from tests.rehearsal.conftest import client, close_clients, spot, training_request, wait_for_end, wait_for_secondary
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:

@@ -13,7 +13,7 @@ from tests.slow.matrix import STEPS, Matrix
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 # docs/reliability.md has the figures of 500; every change is held to a part of it that covers each step.
-RUNS = int(os.environ.get("ORCHESTRATE_MATRIX_RUNS", "52"))
+RUNS = int(os.environ.get("ORCHESTRATE_MATRIX_RUNS", "27"))
 
 
 @pytest.fixture
