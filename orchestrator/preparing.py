@@ -128,7 +128,7 @@ def _plan(spec: TrainingSpec, checked: _Checked, manifest: Manifest, stage: Stag
         channels=checked.channels,
         seconds=seconds,
         seconds_from=seconds_from,
-        notes=_notes(spec, checked.machine, checked.place),
+        notes=_notes(spec, checked.machine, checked.place, stage.level),
         checkpoints_from=_checkpoints_of(spec.resume_from, spec),
         cloud=stage.set(checked.place),
         data_uris=data_uris,
@@ -242,11 +242,13 @@ def _checkpoints_in_cloud(run: Run, spec: TrainingSpec) -> str:
     return f"s3://{run.plan['cloud']['bucket']}/{PREFIX}/runs/{run.remote_id}/checkpoints/"
 
 
-def _notes(spec: TrainingSpec, machine: catalog.Machine | None, place: AwsPlace | None) -> tuple[str, ...]:
+def _notes(
+    spec: TrainingSpec, machine: catalog.Machine | None, place: AwsPlace | None, level: str | None
+) -> tuple[str, ...]:
     if place is not None:
         from orchestrator.staging import notes
 
-        return notes(spec, machine, place)
+        return notes(spec, machine, place, level)
     notes_here = []
     if machine is not None:
         notes_here.append(f"capped to {machine.name}: {machine.label}")

@@ -31,14 +31,17 @@ class Stage:
     def __init__(self, place: AwsPlace | None, *, fetch: bool, faults: Sequence[str] = ()) -> None:
         self._digests: dict[str, str] = {}
         self.endpoint: str | None = None
+        self.level: str | None = None  # how near to a container the rehearsed cloud comes on this machine
         if fetch and place is not None and place.rehearsed:
             from orchestrator.rehearsal import control
 
             url = control.ensure(state.home() / "rehearsal").url
+            standing = control.call(url, "GET", "state")
+            self.level = standing["level"]
             if faults:
                 control.call(url, "DELETE", "faults")
                 control.call(url, "POST", "faults", list(faults))
-            elif armed := control.call(url, "GET", "state")["faults"]:
+            elif armed := standing["faults"]:
                 print(f"note: the rehearsed cloud has faults armed from before: {', '.join(armed)}", file=sys.stderr)
             self.endpoint = control.provision(url, role=place.role, bucket=place.bucket, region=place.region)
 
@@ -90,9 +93,19 @@ def disarm() -> None:
             control.call(standing.url, "DELETE", "faults")
 
 
-def notes(spec: TrainingSpec, machine: catalog.Machine | None, place: AwsPlace) -> tuple[str, ...]:
+_LEVELS = {
+    "namespaces": "each host is a container of this kernel's, with a /opt/ml of its own",
+    "folder": "without containers, which this system does not allow: /opt/ml is a folder, $ORCHESTRATE_ROOT",
+}
+
+
+def notes(
+    spec: TrainingSpec, machine: catalog.Machine | None, place: AwsPlace, level: str | None = None
+) -> tuple[str, ...]:
     """What the plan of a cloud's run should say aloud."""
     said = [f"image: {place.image_from}: {place.image}"]
+    if level is not None:
+        said.append(f"rehearsed on this machine; {_LEVELS.get(level, level)}")
     if machine is not None:
         said.append(_worst(spec, machine, place))
         if machine.gpu_count > 1 and spec.processes == 1:

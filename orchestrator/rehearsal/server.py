@@ -27,7 +27,7 @@ from orchestrator.rehearsal.contract import ROLE, Quotas
 from orchestrator.rehearsal.faults import Faults
 from orchestrator.rehearsal.front import Answer, Front, complaint
 from orchestrator.rehearsal.job import Job, Setting
-from orchestrator.rehearsal.runner import Runner
+from orchestrator.rehearsal.runner import Runner, best_level
 from orchestrator.rehearsal.training_jobs import TrainingJobs
 
 END_SECONDS = 10.0  # what jobs get to save when the server ends
@@ -326,7 +326,7 @@ class Rehearsal:
             "url": self.url,
             "pid": os.getpid(),
             "account": self.account,
-            "level": self.level or (levels[-1] if levels else None),
+            "level": self.level or (levels[-1] if levels else best_level()),
             "jobs": [
                 {
                     "name": job.name,
