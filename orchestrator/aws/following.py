@@ -28,6 +28,7 @@ LOOK_SECONDS, READ_SECONDS, BEAT_SECONDS = 5.0, 2.0, 0.5
 LOGIN_PATIENCE_SECONDS = 15 * 60.0
 LONGEST_PAUSE_SECONDS = 60.0
 CATCH_UP_SECONDS = 5.0
+YOUNG_SECONDS = 120.0
 _HOST_MARK = re.compile(rb"(?m)^algo-\d+ \| ")
 
 
@@ -46,6 +47,8 @@ def look(aws: Aws, run: Run, ledger: Ledger, *, catch_up: Callable[[], None] | N
         jobs.check_account(aws, run.plan["cloud"]["account"])
         if run.state == RunState.STARTING:  # whether it was made is not known: `orchestrate resume` finds out
             return run
+        if run.started_at is None and run.age() < YOUNG_SECONDS * jobs.pace_of(aws.endpoint):
+            return run  # it was just made: a service of many machines may not know it everywhere yet
         return _gone(run, ledger, "the job is no longer there: somebody deleted it")
     if run.request is not None and not jobs.is_ours(described, run.request):
         return _gone(run, ledger, f"{run.remote_id} is another's job; this run was never made")
