@@ -102,3 +102,29 @@ def test_a_lost_answer_makes_nobody_try_further(shell: Shell, cloud: Cloud) -> N
 def machines_after(cloud: Cloud) -> list[str]:
     cloud.clear()
     return machines(cloud)
+
+
+def test_a_refusal_behind_a_lost_answer_tries_no_other_machine_while_the_first_may_run(
+    shell: Shell, cloud: Cloud
+) -> None:
+    faults = (
+        "reset-after:CreateTrainingJob",
+        "throttle:DescribeTrainingJob:count=3",
+        "quota:CreateTrainingJob:after=1",
+    )
+    answer = shell(*TWO, "--rehearse", *faulty(*faults))
+    assert answer.code == 0, answer.err
+    assert machines(cloud) == ["ml.m5.large"]
+    assert [run.state for run in shell.runs()] == ["succeeded"]
+
+
+def test_a_login_that_ends_behind_a_lost_answer_does_not_fall_back_to_this_machine(shell: Shell, cloud: Cloud) -> None:
+    faults = ("reset-after:CreateTrainingJob", "expired:DescribeTrainingJob")
+    answer = shell(*TWO, *LOCAL, "--rehearse", *faulty(*faults))
+    assert answer.code == 75, answer.err
+    (run,) = shell.runs()
+    assert run.state == "starting"
+    assert "hello" not in answer.out
+    cloud.clear()
+    assert shell("resume").code == 0
+    assert machines(cloud) == ["ml.m5.large"]
