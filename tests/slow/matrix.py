@@ -63,7 +63,7 @@ import os, pathlib
 print("[metrics] loss=1")
 pathlib.Path(os.environ["SM_MODEL_DIR"], "model.txt").write_text(os.environ["ORCHESTRATE_RUN_ID"])
 """
-MOST_TRIES = 12
+MOST_TRIES = 20
 NOBODY, ANOTHER = "http://127.0.0.1:9", "/as/999988887777"  # a dead network, and a login of another account
 
 
