@@ -26,7 +26,7 @@ from estimates.catalog import TABLES
 
 FILES = ("pytorch.json", "pytorch-amzn2023.json")
 OLDEST = (1, 13, 1)  # the first whose Python, 3.9, starts bootstrap.py
-_INSTALL = "{} is not installed: pip install 'orchestrate-ml[sagemaker]'"
+_INSTALL = "{} is not installed: pip install 'orchestrate-ml[sagemaker-sdk]'"
 Row = dict[str, str]
 
 

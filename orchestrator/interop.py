@@ -24,7 +24,7 @@ def _sdk() -> None:
     import importlib.util
 
     if importlib.util.find_spec("sagemaker") is None:
-        raise BadInput("the SageMaker SDK is not installed", hint="pip install 'orchestrate-ml[sagemaker]'")
+        raise BadInput("the SageMaker SDK is not installed", hint="pip install 'orchestrate-ml[sagemaker-sdk]'")
 
 
 def training_job(run_id: str | None = None) -> Any:

@@ -232,7 +232,7 @@ def test_without_the_sdk_it_says_what_to_install() -> None:
         text=True,
     )
     assert done.returncode == 2
-    assert done.stderr.endswith("error: sagemaker-core is not installed: pip install 'orchestrate-ml[sagemaker]'\n")
+    assert done.stderr.endswith("error: sagemaker-core is not installed: pip install 'orchestrate-ml[sagemaker-sdk]'\n")
 
 
 @pytest.mark.slow  # importing the SDK takes seconds
