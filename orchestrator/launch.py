@@ -44,18 +44,18 @@ def submit(prepared: Prepared, *, progress: Progress | None = None, again: bool 
         return _submit_new(prepared, progress)
     with state.locked(state.launch_lock(key)):
         crashpoints.reached("launch lock held")
-        known = None if again else _same([key])
+        known = None if again else _same([key], prepared.asked_at)
         return _submit_new(prepared, progress) if known is None else _go_on(known, prepared, progress)
 
 
 def join(prepared: Sequence[Prepared]) -> Launched | None:
     """The run that was asked for in the very same words as one of *prepared* and is not over, gone on with; see submit."""
     keys = [one.launch_key for one in prepared if one.launch_key is not None]
-    known = _same(keys) if keys else None
+    known = _same(keys, prepared[0].asked_at) if keys else None
     if known is None:
         return None
     with state.locked(state.launch_lock(str(known.launch_key))):
-        again = _same([str(known.launch_key)])  # as it is now that nobody else is at it
+        again = _same([str(known.launch_key)], prepared[0].asked_at)  # as it is now that nobody else is at it
         if again is None:
             return None
         return _go_on(again, next(one for one in prepared if one.launch_key == again.launch_key), None)
@@ -69,9 +69,9 @@ def resume(run: Run, *, progress: Progress | None = None) -> Launched:
         return _go_on(_get(run.id), None, progress)
 
 
-def _same(keys: Sequence[str]) -> Run | None:
+def _same(keys: Sequence[str], asked_at: str) -> Run | None:
     with Ledger.open_to_read(state.ledger_file()) as ledger:
-        return ledger.same(keys)
+        return ledger.same(keys, asked_at)
 
 
 def _get(run_id: str) -> Run:

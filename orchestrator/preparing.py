@@ -20,7 +20,7 @@ from orchestrator.errors import BadInput, OrchestrateError, flatten, raise_all
 from orchestrator.finding import find
 from orchestrator.package import Manifest
 from orchestrator.plan import Plan
-from orchestrator.runs import Ledger, Run
+from orchestrator.runs import Ledger, Run, utc_now
 from orchestrator.spec import Pairs, TrainingSpec
 from orchestrator.staging import Stage
 from orchestrator.tree import limited
@@ -38,6 +38,7 @@ class Prepared:
     request: dict[str, Any]
     backend: Backend
     channels: Mapping[str, Path]  # the folder of each that lies here; empty before a dry run, which fetches nothing
+    asked_at: str = "9999"  # UTC: the same thing, made since then, was asked for at the same time
 
     @property
     def launch_key(self) -> str | None:
@@ -71,11 +72,13 @@ def prepare_all(
     progress: Progress | None = None,
     fetch: bool = True,
     faults: Sequence[str] = (),
+    asked_at: str | None = None,
 ) -> tuple[Prepared, ...]:
     """What to try, in order: a run for each machine of --instance, then, with `--fallback local`, one here. See prepare.
 
-    faults: what a rehearsed cloud is to do wrong.
+    faults: what a rehearsed cloud is to do wrong. asked_at: when this was asked for, UTC; None is now.
     """
+    asked_at = asked_at or utc_now()
     found: list[tuple[TrainingSpec, _Checked]] = []
     problems: list[OrchestrateError] = []
     for one in candidates(spec):
@@ -95,7 +98,7 @@ def prepare_all(
         decided = _plan(one, checked, manifest, stage, uris)
         backend = backend_of[one.backend]
         here = {name: folders[name] for name, place in decided.channels if name in folders}
-        made.append(Prepared(decided, manifest, backend.request(decided), backend, here))
+        made.append(Prepared(decided, manifest, backend.request(decided), backend, here, asked_at))
     crashpoints.reached("plan made")
     return tuple(made)
 

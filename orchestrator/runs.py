@@ -311,18 +311,20 @@ class Ledger:
         rows = self._read(f"SELECT * FROM runs WHERE state NOT IN ({marks})", [str(state) for state in ENDED])  # noqa: S608
         return [_run(row) for row in rows]
 
-    def same(self, launch_keys: Collection[str]) -> Run | None:
+    def same(self, launch_keys: Collection[str], asked_at: str = "9999") -> Run | None:
         """The newest run that asked for one of these things and still stands for it; None if there is none.
 
-        That is one that has not ended, or one whose end nobody was told of.
+        That is one that has not ended, one whose end nobody was told of, or one that was made after *asked_at* (UTC): whoever
+        asked then asked at the same time.
         """
         keys, ran, ended = list(launch_keys), [str(state) for state in RAN], [str(state) for state in ENDED]
         marks, ran_marks, ended_marks = (", ".join("?" * len(values)) for values in (keys, ran, ended))
         query = (
             f"SELECT * FROM runs WHERE launch_key IN ({marks})"  # noqa: S608 - question marks alone
-            f" AND (state NOT IN ({ended_marks}) OR (state IN ({ran_marks}) AND told = 0)) ORDER BY rowid DESC LIMIT 1"
+            f" AND (state NOT IN ({ended_marks}) OR (state IN ({ran_marks}) AND (told = 0 OR created_at >= ?)))"
+            " ORDER BY rowid DESC LIMIT 1"
         )
-        rows = self._read(query, [*keys, *ended, *ran])
+        rows = self._read(query, [*keys, *ended, *ran, asked_at])
         return _run(rows[0]) if rows else None
 
     def events(self, run_id: str) -> list[Event]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -67,7 +68,16 @@ def _prepare(flags: Flags, how: How) -> tuple[Prepared, ...]:
     confirm = partial(confirmed, yes=how.yes)
     fetch = not how.dry_run
     with render.progress_bar() as progress:
-        return preparing.prepare_all(spec, folder, confirm=confirm, progress=progress, fetch=fetch, faults=how.faults)
+        return preparing.prepare_all(
+            spec, folder, confirm=confirm, progress=progress, fetch=fetch, faults=how.faults, asked_at=_typed_at()
+        )
+
+
+def _typed_at() -> str:
+    """When this command was typed: before anything was imported, which can take long where many begin at once."""
+    import psutil
+
+    return datetime.fromtimestamp(psutil.Process().create_time(), UTC).isoformat(timespec="milliseconds")
 
 
 def confirmed(question: str, *, yes: bool) -> bool:

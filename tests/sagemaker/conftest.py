@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from orchestrator.aws.client import Aws
 from orchestrator.rehearsal import control
@@ -94,7 +96,8 @@ class Cloud:
         self.clear()
         for job in self.jobs():
             if job["status"] == "InProgress":
-                self.client("sagemaker").stop_training_job(TrainingJobName=job["name"])
+                with contextlib.suppress(ClientError):  # it has just ended
+                    self.client("sagemaker").stop_training_job(TrainingJobName=job["name"])
         wait_until(lambda: not any(job["status"] in ALIVE for job in self.jobs()), what="the end of the jobs")
 
 

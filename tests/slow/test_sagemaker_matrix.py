@@ -29,7 +29,7 @@ def test_every_step_of_a_submit_is_in_the_matrix(whole: Matrix, tmp_path: Path) 
         env = {"ORCHESTRATE_CRASH_RECORD": str(record)}
         (answer,) = whole.forks.run(whole.words(f"record{len(words)}", *words), folder=whole.project, env=env)
         assert answer["code"] == 0, answer
-    attached_only = {"watch started", "end seen", "receipt printed"}
+    attached_only = {"log appended", "watch started", "end seen", "receipt printed"}
     assert set(record.read_text().splitlines()) - attached_only == set(STEPS)
 
 
