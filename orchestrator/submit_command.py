@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -74,10 +74,14 @@ def _prepare(flags: Flags, how: How) -> tuple[Prepared, ...]:
 
 
 def _typed_at() -> str:
-    """When this command was typed: before anything was imported, which can take long where many begin at once."""
+    """When this command was typed: before anything was imported, which can take long where many begin at once.
+
+    Systems tell a process's start by a boot time in whole seconds: two less is early enough.
+    """
     import psutil
 
-    return datetime.fromtimestamp(psutil.Process().create_time(), UTC).isoformat(timespec="milliseconds")
+    began = datetime.fromtimestamp(psutil.Process().create_time(), UTC) - timedelta(seconds=2)
+    return began.isoformat(timespec="milliseconds")
 
 
 def confirmed(question: str, *, yes: bool) -> bool:
