@@ -201,9 +201,7 @@ def _intent(prepared: Prepared) -> Run:
     cloud = decided.cloud
     described = plan.as_json(decided)
     if cloud is not None:
-        from orchestrator.aws.request import job_file
-
-        described["job"] = job_file(decided)
+        described["job"] = plan.job_file(decided)
     return Run(
         id=decided.run_id,
         name=decided.name,

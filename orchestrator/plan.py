@@ -226,6 +226,22 @@ def _near_folder(name: str, location: str, folder: Path) -> str:
     return f"did you mean --data {name}={near[0]}?" if near else f"--data {name}=FOLDER, or sample:mnist"
 
 
+def job_file(plan: Plan) -> dict[str, Any]:
+    """job.json of docs/design.md, the same in every place: every string of it arrives byte for byte."""
+    spec = plan.spec
+    return {
+        "version": 1,
+        "run_id": plan.run_id,
+        "script": plan.entrypoint.script,
+        "arguments": list(spec.arguments),
+        "hyperparameters": dict(spec.hyperparameters),
+        "environment": dict(spec.environment),
+        "package_digest": plan.package_digest,
+        "processes": spec.processes,
+        "grace_seconds": plan.grace_seconds,
+    }
+
+
 def as_json(plan: Plan) -> dict[str, Any]:
     """*plan* as plain data, for the ledger and for --json."""
     machine = plan.machine

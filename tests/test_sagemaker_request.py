@@ -115,7 +115,7 @@ def test_the_launch_key_tells_what_was_asked_for(folder: Path) -> None:
 
 
 def test_every_string_of_the_user_travels_in_the_job_file_byte_for_byte(folder: Path) -> None:
-    from orchestrator.aws.request import job_file
+    from orchestrator.plan import job_file
 
     values = {
         "lr": "1e-5",

@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from decimal import ROUND_CEILING, Decimal, localcontext
+from decimal import ROUND_CEILING, localcontext
 from typing import Any
 from urllib.parse import urlsplit
 
-from orchestrator import crashpoints
+from orchestrator import crashpoints, money
 from orchestrator.aws import explain
 from orchestrator.aws.client import Aws
 from orchestrator.aws.explain import Kind
@@ -240,9 +240,8 @@ def _iso(time_of: datetime | None) -> str | None:
 
 def bill(plan: Mapping[str, Any], billable_seconds: int | None) -> str | None:
     """USD for what was billed, at the price of the plan, as text; None where either is not known."""
-    price = plan.get("price")
-    if price is None or billable_seconds is None:
+    usd = money.usd_for(plan, billable_seconds)
+    if usd is None:
         return None
     with localcontext(rounding=ROUND_CEILING):
-        usd = Decimal(price["usd_per_hour"]) * int(plan["count"]) * billable_seconds / 3600
         return f"{usd:.6f}"

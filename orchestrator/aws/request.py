@@ -8,9 +8,9 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from orchestrator.aws.place import GRACE_SECONDS, PREFIX, AwsPlace
+from orchestrator.aws.place import PREFIX, AwsPlace
 from orchestrator.errors import BadInput, raise_all
-from orchestrator.plan import Plan
+from orchestrator.plan import Plan, job_file
 
 # Started by exec, so that the container's first process is bootstrap.py: only that one is sent SIGTERM.
 _ENTRYPOINT = ["/bin/sh", "-c"]
@@ -186,22 +186,6 @@ def _with_identity(request: dict[str, Any], plan: Plan, place: AwsPlace) -> dict
 def _tag_text(text: str) -> str:
     """*text* as a tag's value takes it."""
     return "".join(letter if letter.isalnum() or letter in " _.:/=+-@" else "_" for letter in text)[:256]
-
-
-def job_file(plan: Plan) -> dict[str, Any]:
-    """job.json of docs/design.md: every string of it arrives byte for byte."""
-    spec = plan.spec
-    return {
-        "version": 1,
-        "run_id": plan.run_id,
-        "script": plan.entrypoint.script,
-        "arguments": list(spec.arguments),
-        "hyperparameters": dict(spec.hyperparameters),
-        "environment": dict(spec.environment),
-        "package_digest": plan.package_digest,
-        "processes": spec.processes,
-        "grace_seconds": GRACE_SECONDS,
-    }
 
 
 def launch_key(

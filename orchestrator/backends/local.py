@@ -20,7 +20,7 @@ from orchestrator.backends import Advance, Artifact, Interruption, Progress, kep
 from orchestrator.backends.files import copy_artifacts
 from orchestrator.errors import StateError
 from orchestrator.metrics import MetricReader
-from orchestrator.plan import Plan
+from orchestrator.plan import Plan, job_file
 from orchestrator.runs import Ledger, Run, RunState
 
 HOST = "algo-1"  # what SageMaker calls the first machine of a training job
@@ -239,17 +239,7 @@ def _config_files(plan: Plan) -> dict[str, Any]:
         },
         "input/config/inputdataconfig.json": {name: {"TrainingInputMode": "File"} for name, _ in plan.channels},
         "input/config/hyperparameters.json": dict(spec.hyperparameters),
-        "input/data/job/job.json": {
-            "version": 1,
-            "run_id": plan.run_id,
-            "script": plan.entrypoint.script,
-            "arguments": list(spec.arguments),
-            "hyperparameters": dict(spec.hyperparameters),
-            "environment": dict(spec.environment),
-            "package_digest": plan.package_digest,
-            "processes": spec.processes,
-            "grace_seconds": spec.grace_seconds,
-        },
+        "input/data/job/job.json": job_file(plan),
     }
 
 

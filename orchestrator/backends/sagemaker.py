@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from estimates import cost
-from orchestrator import bundled, crashpoints, state
+from orchestrator import bundled, crashpoints, money, state
 from orchestrator.aws import collecting, explain, following, jobs
 from orchestrator.aws.client import Aws, shared
 from orchestrator.aws.explain import Kind
@@ -64,12 +64,10 @@ class InTheCloud:
 
 
 def _hourly(run: Run) -> str:
-    price = run.plan.get("price")
-    if price is None:
+    usd = money.usd_per_hour(run.plan)
+    if usd is None:
         return "its price is unknown"
-    from decimal import Decimal
-
-    words = f"{cost.format_usd(Decimal(price['usd_per_hour']) * int(run.plan['count']))} an hour"
+    words = f"{cost.format_usd(usd)} an hour"
     return f"it would cost {words} (a rehearsal costs nothing)" if run.rehearsed else f"it costs {words}"
 
 
