@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -76,12 +78,21 @@ def _prepare(flags: Flags, how: How) -> tuple[Prepared, ...]:
 def _typed_at() -> str:
     """When this command was typed: before anything was imported, which can take long where many begin at once.
 
-    Systems tell a process's start by a boot time in whole seconds: two less is early enough.
+    Not a second too early: a run that was over before this was typed is not what it asks for. psutil reckons from Linux's
+    boot time, which is told in whole seconds, so there the age is read from the same clock that the kernel stamps starts with.
     """
+    return (datetime.now(UTC) - timedelta(seconds=_age_seconds())).isoformat(timespec="milliseconds")
+
+
+def _age_seconds() -> float:
+    """For how long this process has been there."""
+    if sys.platform == "linux":
+        stat = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace")
+        started = int(stat.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")  # field 22: ticks since boot
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - started
     import psutil
 
-    began = datetime.fromtimestamp(psutil.Process().create_time(), UTC) - timedelta(seconds=2)
-    return began.isoformat(timespec="milliseconds")
+    return time.time() - psutil.Process().create_time()
 
 
 def confirmed(question: str, *, yes: bool) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ def service(reply: bytes | None) -> Iterator[str]:
             connection, _ = server.accept()
             with connection:
                 connection.settimeout(10)
-                connection.recv(65536)
+                _read_request(connection)
                 if reply is None:
                     over.wait(10)
                 else:
@@ -42,6 +43,17 @@ def service(reply: bytes | None) -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
         over.set()
         thread.join()
+
+
+def _read_request(connection: socket.socket) -> None:
+    """All of it, body included: to close on bytes that nobody read resets the connection, and takes the answer along."""
+    got = b""
+    while b"\r\n\r\n" not in got:
+        got += connection.recv(65536)
+    head, _, body = got.partition(b"\r\n\r\n")
+    (length,) = re.findall(rb"(?i)^content-length: *(\d+)", head, re.MULTILINE)
+    while len(body) < int(length):
+        body += connection.recv(65536)
 
 
 def asked(url: str) -> Any:
