@@ -128,3 +128,40 @@ Again = Annotated[bool, typer.Option("--again", help="Launch although the same r
 CancelOnInterrupt = Annotated[
     bool, typer.Option("--cancel-on-interrupt", help="Ctrl-C stops a cloud run. Without: it goes on.")
 ]
+
+# estimate, machines, costs, prices
+
+Hours = Annotated[str | None, _text("--hours", "HOURS", "How long the script itself trains. Default: its earlier runs.")]
+Machines = Annotated[
+    str | None, _text("--instance", "TYPE[,TYPE]", "One machine: its bill in all parts. Several, or none: a table.")
+]
+Regions = Annotated[
+    list[str] | None, _text("--region", "REGION", "Prices there alone; may be given again, once for each cloud.")
+]
+Gpu = Annotated[str | None, _text("--gpu", "MODEL", "Only machines with this GPU: A100, T4, …; none: without any.")]
+MaxUsd = Annotated[str | None, _text("--max-usd", "USD", "Only machines on which it costs no more.")]
+MaxUsdHour = Annotated[str | None, _text("--max-usd", "USD", "Only machines of which an hour costs no more.")]
+CloudOnly = Annotated[str | None, _text("--backend", "NAME", "Only this cloud: sagemaker or vertex.")]
+DataGb = Annotated[str | None, _text("--data-gb", "GB", "Size of the data. Default: that of --data folders here.")]
+DataRegion = Annotated[str | None, _text("--data-region", "REGION", "Where the data lies, if not where it trains.")]
+ResultsGb = Annotated[str | None, _text("--results-gb", "GB", "Size of model, checkpoints and output. Default: assumed.")]
+FreeHours = Annotated[
+    str | None, _text("--free-tier", "HOURS", "Hours of SageMaker's free tier that your account has left. Default: none.")
+]
+All = Annotated[bool, typer.Option("--all", help="Every machine, also those whose price is unknown.")]
+Csv = Annotated[bool, typer.Option("--csv", help="Print comma-separated rows on stdout and nothing else.")]
+Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page with a chart to FILE.")]
+OneMachine = Annotated[str | None, typer.Argument(metavar="MACHINE", help="One machine: all that is known of it.")]
+By = Annotated[
+    list[str] | None, _text("--by", "WHAT", "month (default), script or machine; given again, one within the other.")
+]
+Since = Annotated[str | None, _text("--since", "DATE", "Only runs from this day on: 2026-11-01, UTC.")]
+Until = Annotated[str | None, _text("--until", "DATE", "Only runs before this day, UTC.")]
+PriceCloud = Annotated[list[str] | None, _text("--cloud", "NAME", "sagemaker or vertex. Default: both.")]
+AllRegions = Annotated[bool, typer.Option("--all-regions", help="Every region of the service, not only the usual ones.")]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option("--google-api-key-file", metavar="FILE", help="API key for Google's prices. Or: $GOOGLE_API_KEY, a login."),
+]
+PriceFile = Annotated[Path, typer.Argument(metavar="FILE", help="An AWS offer file (index.json) or an export of Google's SKUs.")]
+OldFile = Annotated[Path | None, typer.Argument(metavar="FILE", help="Compare this file. Default: what was refreshed.")]

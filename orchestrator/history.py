@@ -1,0 +1,77 @@
+"""How long this script's earlier runs took, and on what: what an estimate can start from."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from estimates.bill import Span
+from orchestrator import state
+from orchestrator.runs import Ledger, Run, RunState
+
+LOOK_BACK = 500  # runs of all scripts
+USED = 5  # of one machine
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What earlier runs tell of one machine. billable: the seconds are what the cloud billed, the script's own otherwise."""
+
+    machine: str | None  # None: this machine
+    seconds: Span
+    billable: bool
+    words: str
+
+
+def of_script(script_key: str, arguments: Sequence[str] | None, *, count: int, spot: bool) -> dict[str | None, Earlier]:
+    """By machine, what the newest successful runs of the script took; {} if it has never run.
+
+    arguments: only runs with exactly these; None: those of the newest run. A rehearsal took this machine's time.
+    """
+    with Ledger.open_to_read(state.ledger_file()) as ledger:
+        runs = [run for run in ledger.newest(LOOK_BACK) if run.script_key == script_key]
+    runs = [run for run in runs if run.state == RunState.SUCCEEDED and run.seconds() is not None]
+    if arguments is None and runs:
+        arguments = runs[0].spec["arguments"]
+    runs = [run for run in runs if list(run.spec["arguments"]) == list(arguments or ())]
+    found: dict[str | None, list[Run]] = {}
+    for run in runs:
+        found.setdefault(_where(run), []).append(run)
+    return {machine: _told(machine, several[:USED], count, spot) for machine, several in found.items()}
+
+
+def newest(known: dict[str | None, Earlier]) -> Earlier | None:
+    """What stands for machines on which it has not run: this machine's time, else that of the machine used last."""
+    return known.get(None) or next(iter(known.values()), None)
+
+
+def _where(run: Run) -> str | None:
+    machine = run.plan.get("machine")
+    return machine["name"] if machine and run.backend != "local" and not run.rehearsed else None
+
+
+def _told(machine: str | None, runs: list[Run], count: int, spot: bool) -> Earlier:
+    # A spot run's billable seconds have the discount in them, and one of other hosts another share of the work.
+    same = [run for run in runs if run.billable_seconds is not None and _spot(run) == spot and _count(run) == count]
+    billable = machine is not None and bool(same)
+    seconds = [Decimal(run.billable_seconds or 0) for run in same] if billable else [_exact(run) for run in runs]
+    span = Span(min(seconds), Decimal(statistics.median(seconds)), max(seconds))
+    many = "the last run" if len(seconds) == 1 else f"the last {len(seconds)} runs"
+    where = "here" if machine is None else f"on {machine}"
+    hosts = {_count(run) for run in (same or runs)}
+    other = "" if hosts == {count} else f", with {', '.join(map(str, sorted(hosts)))} machines"
+    return Earlier(machine, span, billable, f"{many} {where}{', as billed' if billable else ''}{other}")
+
+
+def _exact(run: Run) -> Decimal:
+    return Decimal(str(run.seconds() or 0))
+
+
+def _spot(run: Run) -> bool:
+    return bool(run.spec.get("spot"))
+
+
+def _count(run: Run) -> int:
+    return int(run.spec.get("count") or 1)
