@@ -263,7 +263,9 @@ class _Reckoning:
             return self._line("boot disk (pd-ssd)", "pd_ssd", hours * size * job.count / HOURS_PER_MONTH)
         if job.machine.local_nvme_gb:
             return Line("ML storage: none, the machine has local NVMe", NOTHING, "GB-month", usd=NOTHING)
-        return self._line(f"ML storage, {size} GB a machine", "training_storage", hours * size * job.count / HOURS_PER_MONTH)
+        return self._line(
+            f"ML storage, {size} GB a machine", "training_storage", hours * size * job.count / HOURS_PER_MONTH
+        )
 
     def _billed_hours(self) -> Span:
         """Hours for which a machine and its disk are held; a disk is billed for these also where spot makes them cheaper."""
@@ -307,7 +309,17 @@ class _Reckoning:
             return []
         used = self._billed_hours() * self.job.count
         capped = Span(*(-min(hours, self.job.free_hours) for hours in (used.low, used.expected, used.high)))
-        return [Line("free tier", capped, "instance-hours", rate, capped * rate, source=free.source, as_of=free.as_of.isoformat())]
+        return [
+            Line(
+                "free tier",
+                capped,
+                "instance-hours",
+                rate,
+                capped * rate,
+                source=free.source,
+                as_of=free.as_of.isoformat(),
+            )
+        ]
 
     def _line(self, what: str, item: str, quantity: Span) -> Line:
         rate: Rate | None = self.book.rate(self.job.machine.cloud, item, self.region)

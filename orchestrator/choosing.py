@@ -8,7 +8,7 @@ from decimal import Decimal
 
 from estimates import catalog
 from orchestrator import spec as specs
-from orchestrator.errors import BadInput, NotInCatalog, OrchestrateError, raise_all, shown
+from orchestrator.errors import BadInput, NotInCatalog, OrchestrateError, shown
 
 NO_GPU = ("none", "cpu", "no")
 
@@ -117,8 +117,3 @@ def amount(option: str, text: str | None, problems: list[OrchestrateError], *, e
     except OrchestrateError as error:
         problems.append(error)
         return None
-
-
-def check(problems: list[OrchestrateError]) -> None:
-    """Raise all of *problems* at once, if there are any."""
-    raise_all(problems)

@@ -131,7 +131,9 @@ CancelOnInterrupt = Annotated[
 
 # estimate, machines, costs, prices
 
-Hours = Annotated[str | None, _text("--hours", "HOURS", "How long the script itself trains. Default: its earlier runs.")]
+Hours = Annotated[
+    str | None, _text("--hours", "HOURS", "How long the script itself trains. Default: its earlier runs.")
+]
 Machines = Annotated[
     str | None, _text("--instance", "TYPE[,TYPE]", "One machine: its bill in all parts. Several, or none: a table.")
 ]
@@ -144,9 +146,12 @@ MaxUsdHour = Annotated[str | None, _text("--max-usd", "USD", "Only machines of w
 CloudOnly = Annotated[str | None, _text("--backend", "NAME", "Only this cloud: sagemaker or vertex.")]
 DataGb = Annotated[str | None, _text("--data-gb", "GB", "Size of the data. Default: that of --data folders here.")]
 DataRegion = Annotated[str | None, _text("--data-region", "REGION", "Where the data lies, if not where it trains.")]
-ResultsGb = Annotated[str | None, _text("--results-gb", "GB", "Size of model, checkpoints and output. Default: assumed.")]
+ResultsGb = Annotated[
+    str | None, _text("--results-gb", "GB", "Size of model, checkpoints and output. Default: assumed.")
+]
 FreeHours = Annotated[
-    str | None, _text("--free-tier", "HOURS", "Hours of SageMaker's free tier that your account has left. Default: none.")
+    str | None,
+    _text("--free-tier", "HOURS", "Hours of SageMaker's free tier that your account has left. Default: none."),
 ]
 All = Annotated[bool, typer.Option("--all", help="Every machine, also those whose price is unknown.")]
 Csv = Annotated[bool, typer.Option("--csv", help="Print comma-separated rows on stdout and nothing else.")]
@@ -158,10 +163,16 @@ By = Annotated[
 Since = Annotated[str | None, _text("--since", "DATE", "Only runs from this day on: 2026-11-01, UTC.")]
 Until = Annotated[str | None, _text("--until", "DATE", "Only runs before this day, UTC.")]
 PriceCloud = Annotated[list[str] | None, _text("--cloud", "NAME", "sagemaker or vertex. Default: both.")]
-AllRegions = Annotated[bool, typer.Option("--all-regions", help="Every region of the service, not only the usual ones.")]
+AllRegions = Annotated[
+    bool, typer.Option("--all-regions", help="Every region of the service, not only the usual ones.")
+]
 KeyFile = Annotated[
     Path | None,
-    typer.Option("--google-api-key-file", metavar="FILE", help="API key for Google's prices. Or: $GOOGLE_API_KEY, a login."),
+    typer.Option(
+        "--google-api-key-file", metavar="FILE", help="API key for Google's prices. Or: $GOOGLE_API_KEY, a login."
+    ),
 ]
-PriceFile = Annotated[Path, typer.Argument(metavar="FILE", help="An AWS offer file (index.json) or an export of Google's SKUs.")]
+PriceFile = Annotated[
+    Path, typer.Argument(metavar="FILE", help="An AWS offer file (index.json) or an export of Google's SKUs.")
+]
 OldFile = Annotated[Path | None, typer.Argument(metavar="FILE", help="Compare this file. Default: what was refreshed.")]

@@ -1,0 +1,168 @@
+"""An estimate as a value: for each machine its hours, where they come from, and its bill on demand and on spot."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+
+from estimates import bill as bills
+from estimates import catalog, knee, pricebook
+from estimates.bill import Bill, Job, Span
+from orchestrator.choosing import Choice
+from orchestrator.history import Earlier, newest
+
+SECONDS_PER_HOUR = 3600
+NOT_KNOWN = "not known: priced for one hour"
+NOT_PREDICTED = "how fast each machine would be is not predicted yet"
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be estimated, apart from the machines."""
+
+    script: str | None
+    hours: Decimal | None  # as typed
+    earlier: Mapping[str | None, Earlier] = field(default_factory=dict)
+    count: int = 1
+    spot: bool = False
+    disk_gb: int | None = None
+    data_gb: Decimal = Decimal(0)
+    data_region: str | None = None
+    results: Span | None = None
+    keep_alive_seconds: int = 0
+    free_hours: Decimal = Decimal(0)
+
+    def job(self, machine: catalog.Machine, region: str | None) -> tuple[Job, str]:
+        """The job on *machine*, and where its hours come from."""
+        seconds, billable, words = self._seconds(machine)
+        job = Job(
+            machine, seconds, region, self.count, self.spot, billable, self.disk_gb, self.data_gb, self.data_region,
+            self.results, None, self.keep_alive_seconds, self.free_hours,
+        )  # fmt: skip
+        return job, words
+
+    @property
+    def known(self) -> bool:
+        """Whether anything tells how long it takes."""
+        return self.hours is not None or bool(self.earlier)
+
+    def _seconds(self, machine: catalog.Machine) -> tuple[Span, bool, str]:
+        if self.hours is not None:
+            return Span.of(self.hours * SECONDS_PER_HOUR), False, "as typed (--hours)"
+        own = self.earlier.get(machine.name)
+        if own is not None:
+            return own.seconds, own.billable, own.words
+        other = newest(self.earlier)
+        if other is not None:
+            return other.seconds, False, f"as {other.words}: {NOT_PREDICTED}"
+        return Span.of(SECONDS_PER_HOUR), False, NOT_KNOWN
+
+
+@dataclass(frozen=True)
+class Row:
+    """One machine: its bills; hours are those of the script, or what was billed, where job.billable."""
+
+    job: Job
+    region: str
+    hours_from: str
+    on_demand: Bill
+    spot: Bill | None  # None: no price for it is known
+    marks: tuple[str, ...] = ()
+
+    @property
+    def machine(self) -> catalog.Machine:
+        return self.job.machine
+
+    @property
+    def hours(self) -> Decimal:
+        return self.job.seconds.expected / SECONDS_PER_HOUR
+
+    @property
+    def price(self) -> catalog.Price | None:
+        return self.on_demand.price
+
+    @property
+    def days_old(self) -> int | None:
+        """How old its price is, where that has to be said."""
+        listed = self.on_demand.listed
+        return None if listed is None else pricebook.days_old(listed.as_of, datetime.now(UTC).date())
+
+    @property
+    def retired(self) -> str | None:
+        """What is known of its being withdrawn there."""
+        found = catalog.retired(self.machine, self.region)
+        return None if found is None else found.label
+
+    def usd(self, *, spot: bool) -> Decimal | None:
+        """Expected USD; None where no price is known."""
+        chosen = self.spot if spot else self.on_demand
+        return chosen.usd.expected if chosen and chosen.usd else None
+
+
+def rows(question: Question, choice: Choice, *, max_usd: Decimal | None = None) -> tuple[Row, ...]:
+    """A row for each machine, cheapest first, those without a price last; the cheapest, fastest and the knee marked."""
+    found = [_row(question, machine, choice.regions.get(machine.cloud)) for machine in choice.machines]
+    if max_usd is not None:
+        found = [row for row in found if (usd := row.usd(spot=question.spot)) is not None and usd <= max_usd]
+    found.sort(key=lambda row: _order(row, question.spot))
+    return _marked(found, question) if question.known and len(found) > 1 else tuple(found)
+
+
+def _row(question: Question, machine: catalog.Machine, region: str | None) -> Row:
+    job, words = question.job(machine, region)
+    on_demand = bills.bill(dataclasses.replace(job, spot=False))
+    spot = bills.bill(dataclasses.replace(job, spot=True))
+    listed = on_demand.listed
+    place = region or (listed.region if listed else catalog.DEFAULT_REGION[machine.cloud])
+    return Row(job, place, words, on_demand, spot if spot.price is not None else None)
+
+
+def _order(row: Row, spot: bool) -> tuple[bool, Decimal, str]:
+    usd = row.usd(spot=spot)
+    return usd is None, usd or Decimal(0), row.machine.name
+
+
+def _marked(found: Sequence[Row], question: Question) -> tuple[Row, ...]:
+    """Cheapest, fastest and the knee between them; the last two only where the machines' hours differ."""
+    marks = knee.marks([(row.hours, row.usd(spot=question.spot)) for row in found])
+    at = {"cheapest": marks.cheapest}
+    if len({row.hours for row in found}) > 1:
+        at |= {"fastest": marks.fastest, "knee": marks.knee}
+    return tuple(
+        dataclasses.replace(row, marks=tuple(name for name, place in at.items() if place == number))
+        for number, row in enumerate(found)
+    )
+
+
+def notes(question: Question, found: Sequence[Row]) -> tuple[str, ...]:
+    """What has to be said of a table: prices that are old, derived, of other regions, or not known."""
+    said = []
+    priced = [row for row in found if row.price is not None]
+    stale = [row for row in priced if row.days_old is not None]
+    if stale:
+        oldest = min(stale, key=lambda row: row.on_demand.listed.as_of if row.on_demand.listed else datetime.max.date())
+        dated = oldest.on_demand.listed.dated if oldest.on_demand.listed else ""
+        what = f"prices of {len(stale)} of {len(priced)} machines are over {pricebook.STALE_DAYS} days old"
+        said.append(f"{what}, the oldest of {dated} ({oldest.machine.name}): orchestrate prices refresh")
+    derived = sum(1 for row in priced if row.price and not row.price.published)
+    if derived:
+        said.append(f"~ {derived} prices are derived from the machine's price outside the service, not published")
+    if any(row.retired for row in found):
+        said.append("† is being withdrawn there: orchestrate machines MACHINE says what is known")
+    if question.count > 1:
+        said.append(f"{question.count} machines: hours are as given or as measured, not divided")
+    return tuple(said)
+
+
+def all_assumed(found: Iterable[Row], *, spot: bool) -> tuple[str, ...]:
+    """Every assumption of the bills, each once."""
+    chosen = [row.spot if spot else row.on_demand for row in found]
+    return tuple(dict.fromkeys(said for one in chosen if one is not None for said in one.assumptions))
+
+
+def all_not_counted(found: Iterable[Row]) -> tuple[str, ...]:
+    """What no bill counts, each once."""
+    return tuple(dict.fromkeys(said for row in found for said in row.on_demand.not_counted))
