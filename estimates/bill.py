@@ -287,7 +287,7 @@ class _Reckoning:
         kept = self._results() * Span.of(Decimal(STORED_DAYS * 24) / HOURS_PER_MONTH)
         store = "s3_standard" if sagemaker else "gcs_standard"
         where = "S3" if sagemaker else "Cloud Storage"
-        lines = [
+        lines: list[Line | None] = [
             self._line(f"results and checkpoints in {where}, {STORED_DAYS} days", store, kept),
             self._line("logs taken in", "logs", self.job.logs or self._assume("log_size", "logs")),
         ]
@@ -348,7 +348,7 @@ class _Reckoning:
             said.append("Google states no granularity of billing for training: by the second is assumed")
         if self.job.spot:
             said.append("what a reclaimed machine had done since its last checkpoint, and does again")
-        unknown = [line.what for line in self._kept() + [self._disk()] if line is not None and line.usd is None]
+        unknown = [line.what for line in [*self._kept(), self._disk()] if line is not None and line.usd is None]
         return (*said, *(f"{what}: no price is known" for what in unknown))
 
 

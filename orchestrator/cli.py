@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from orchestrator import cli_costs
 from orchestrator import options as o
 
 app = typer.Typer(
@@ -386,6 +387,9 @@ def cancel(
         print(f"{run.id} is stopping: {run.backend} has taken it, and uploads\nnext: orchestrate status {run.id}")
     else:
         print(f"{run.id} {run.state}: {run.reason or 'it had ended by itself'}")
+
+
+cli_costs.add_to(app)
 
 
 def _tell_news(*, clouds: bool = False) -> None:

@@ -31,7 +31,10 @@ def estimate(
     as_csv: o.Csv = False,
     html: o.Html = None,
 ) -> None:
-    """What SCRIPT would cost: in all parts on one machine, or on every machine of both clouds. Nothing is sent."""
+    """What SCRIPT would cost, on one machine or on all.
+
+    One machine: its bill in all parts. None or several: a table over both clouds. Nothing is sent.
+    """
     from orchestrator import estimate_command
     from orchestrator.settings import Flags
 
@@ -58,7 +61,7 @@ def machines(
     as_json: o.Json = False,
     as_csv: o.Csv = False,
 ) -> None:
-    """Every machine that can train, with its hardware and its price: when it was read, and where."""
+    """List machines, their hardware and dated prices."""
     from orchestrator import machines_command
 
     machines_command.run(
@@ -76,7 +79,7 @@ def costs(
     as_json: o.Json = False,
     as_csv: o.Csv = False,
 ) -> None:
-    """What runs have cost beside what was estimated, by month, script or machine."""
+    """What runs have cost, beside what was estimated."""
     from orchestrator import costs_command
 
     costs_command.run(by=tuple(by or ("month",)), since=since, until=until, as_json=as_json, as_csv=as_csv)
@@ -84,7 +87,7 @@ def costs(
 
 prices = typer.Typer(
     name="prices",
-    help="Prices newer than the shipped ones: read them from the clouds or from a file, and see what changed.",
+    help="Newer prices than the shipped: read, compare.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )

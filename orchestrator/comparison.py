@@ -38,16 +38,17 @@ def show_costs(plan: Plan, seconds: float | None, seconds_from: str, out: Consol
         out, _COST_COLUMNS, [_cost_cells(row) for row in shown], ("price of", "region", "what", "cloud", "$/hour")
     )
     out.print(
-        f"{len(rows)} machines have a published price here (all with --json); of the others it is unknown."
-        " Machine time only: no storage, no transfer, no start-up."
+        f"{len(rows)} machines have a price here (all with --json); ~ is derived, not published; of the others it is unknown."
+        " Machine time only: orchestrate estimate has the whole bill."
         + (f" Too narrow here to show: {', '.join(gone)}." if gone else "")
     )
 
 
 def _cost_cells(row: cost.CostRow) -> list[Text]:
     price = row.price
-    hourly = "unknown" if price is None else f"${price.usd_per_hour * row.count:,.4f}"
-    cost_text = cost.format_usd(row.usd) if row.hours is not None else "-"
+    derived = "" if price is None or price.published else "~"
+    hourly = "unknown" if price is None else f"{derived}${price.usd_per_hour * row.count:,.4f}"
+    cost_text = (derived if row.usd is not None else "") + cost.format_usd(row.usd) if row.hours is not None else "-"
     machine = row.machine.name if row.count == 1 else f"{row.count} × {row.machine.name}"
     dated = price.dated if price else "-"
     words = (row.machine.cloud, machine, row.machine.label, row.region, hourly, cost_text, dated)

@@ -75,7 +75,7 @@ def _show_bill(question: Question, row: Row) -> None:
         out, _TREE, [[cell(word) for word in _tree_words(*line)] for line in lines], ("price of", "low", "quantity")
     )
     out.print()
-    print_pairs(out, ((name, cell(words)) for name, words in _about(question, row, shown)))
+    print_pairs(out, ((name, cell(words)) for name, words in _about(row, shown)))
     if gone:
         out.print(f"Too narrow here to show: {', '.join(gone)}.")
     out.print(cell(_next(question, row, shown)))
@@ -105,7 +105,7 @@ def _number(value: Decimal) -> str:
     return f"{rounded.normalize():,f}"
 
 
-def _about(question: Question, row: Row, shown: Bill) -> Iterator[tuple[str, str]]:
+def _about(row: Row, shown: Bill) -> Iterator[tuple[str, str]]:
     """Where the figures come from, and what is not in them."""
     price = shown.price
     if price is None:

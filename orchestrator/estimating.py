@@ -85,9 +85,14 @@ class Row:
         return self.on_demand.price
 
     @property
+    def listed(self) -> catalog.Price | None:
+        """The book's price, without the user's own terms."""
+        return self.on_demand.listed
+
+    @property
     def days_old(self) -> int | None:
         """How old its price is, where that has to be said."""
-        listed = self.on_demand.listed
+        listed = self.listed
         return None if listed is None else pricebook.days_old(listed.as_of, datetime.now(UTC).date())
 
     @property
@@ -141,13 +146,14 @@ def notes(question: Question, found: Sequence[Row]) -> tuple[str, ...]:
     """What has to be said of a table: prices that are old, derived, of other regions, or not known."""
     said = []
     priced = [row for row in found if row.price is not None]
-    stale = [row for row in priced if row.days_old is not None]
+    stale = [
+        (listed.as_of, listed.dated, row.machine.name) for row in priced if row.days_old and (listed := row.listed)
+    ]
     if stale:
-        oldest = min(stale, key=lambda row: row.on_demand.listed.as_of if row.on_demand.listed else datetime.max.date())
-        dated = oldest.on_demand.listed.dated if oldest.on_demand.listed else ""
+        _, dated, name = min(stale)
         what = f"prices of {len(stale)} of {len(priced)} machines are over {pricebook.STALE_DAYS} days old"
-        said.append(f"{what}, the oldest of {dated} ({oldest.machine.name}): orchestrate prices refresh")
-    derived = sum(1 for row in priced if row.price and not row.price.published)
+        said.append(f"{what}, the oldest of {dated} ({name}): orchestrate prices refresh")
+    derived = len([row for row in priced if row.price is not None and not row.price.published])
     if derived:
         said.append(f"~ {derived} prices are derived from the machine's price outside the service, not published")
     if any(row.retired for row in found):

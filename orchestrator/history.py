@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -42,7 +42,7 @@ def of_script(script_key: str, arguments: Sequence[str] | None, *, count: int, s
     return {machine: _told(machine, several[:USED], count, spot) for machine, several in found.items()}
 
 
-def newest(known: dict[str | None, Earlier]) -> Earlier | None:
+def newest(known: Mapping[str | None, Earlier]) -> Earlier | None:
     """What stands for machines on which it has not run: this machine's time, else that of the machine used last."""
     return known.get(None) or next(iter(known.values()), None)
 

@@ -311,6 +311,7 @@ def test_a_state_folder_that_is_a_file_is_told(orchestrate: Orchestrate, project
         assert (tmp_path / "file").stat().st_size == 0
 
 
+@pytest.mark.slow
 def test_a_full_disk_starts_nothing_and_loses_nothing(
     small_disk: Path, project: Path, orchestrate: Orchestrate
 ) -> None:

@@ -117,6 +117,7 @@ def typed_at_a_terminal(
     return os.waitstatus_to_exitcode(status), shown.decode("utf-8", "replace")
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_colours_unless_no_color_is_set(
     home: Path, a_project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,6 +145,7 @@ def test_over_100_mb_asks_naming_the_five_largest(home: Path, a_project: Path) -
     assert code == 0, shown
 
 
+@pytest.mark.slow
 def test_over_100_mb_without_a_terminal_is_refused_unless_yes(orchestrate: Orchestrate, a_project: Path) -> None:
     with (a_project / "big.bin").open("wb") as file:
         file.truncate(3_000_000_000)

@@ -170,6 +170,7 @@ def test_detach_returns_at_once_and_logs_follow_to_the_end(orchestrate: Orchestr
     assert wait_until(lambda: not processes_of(home), what="the end of every process")
 
 
+@pytest.mark.slow
 def test_metrics_are_seen_while_it_runs(orchestrate: Orchestrate, project: Path, home: Path) -> None:
     (project / "train.py").write_text(SLOW_SCRIPT)
     orchestrate("submit", "--detach")
@@ -193,6 +194,7 @@ def test_cancel_gives_time_to_save(orchestrate: Orchestrate, project: Path, home
     assert not processes_of(home)
 
 
+@pytest.mark.slow
 def test_cancel_kills_what_will_not_stop_and_all_that_it_started(
     orchestrate: Orchestrate, project: Path, home: Path
 ) -> None:
@@ -301,6 +303,7 @@ def test_a_smoke_run_stops_a_typo_before_the_launch(orchestrate: Orchestrate, pr
     assert not list(home.glob("smoke-*"))
 
 
+@pytest.mark.slow
 def test_a_smoke_run_uses_the_scripts_own_smoke_arguments(orchestrate: Orchestrate, project: Path) -> None:
     (project / "train.py").write_text(
         '# /// script\n# [tool.orchestrate]\n# smoke = ["--smoke"]\n# ///\nimport sys\n'
@@ -322,6 +325,7 @@ def test_a_script_without_smoke_arguments_is_stopped_at_its_first_metric(
     assert orchestrate("submit", "--smoke", timeout=60).code == 0
 
 
+@pytest.mark.slow
 def test_two_commands_at_once_each_have_their_run(orchestrate: Orchestrate, project: Path, home: Path) -> None:
     (project / "train.py").write_text("import time\ntime.sleep(0.5)\n")
     commands = [start("submit", cwd=project) for _ in range(4)]
@@ -363,6 +367,7 @@ def test_a_run_resumes_from_the_checkpoints_of_another(orchestrate: Orchestrate,
     assert orchestrate("submit", "--resume-from", "r-nothing").code == 3
 
 
+@pytest.mark.slow
 def test_output_that_is_kept_in_the_projects_own_folder_is_no_part_of_the_package(
     orchestrate: Orchestrate, project: Path, home: Path
 ) -> None:
@@ -382,6 +387,7 @@ def test_output_that_is_kept_in_the_projects_own_folder_is_no_part_of_the_packag
     assert first == second
 
 
+@pytest.mark.slow
 def test_another_runs_model_of_the_same_size_is_not_replaced(orchestrate: Orchestrate, project: Path) -> None:
     (project / "train.py").write_text(
         "import os, sys\nopen(os.environ['SM_MODEL_DIR'] + '/m', 'w').write(sys.argv[1])\n"

@@ -199,6 +199,7 @@ def test_progress_ends_at_all_the_bytes(source: Path, packages: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_data(source: Path, packages: Path) -> None:
     with (source / "data.bin").open("wb") as file:
         file.truncate(100_000_000)

@@ -113,6 +113,7 @@ def test_json_stays_json_where_stdout_knows_fewer_letters(encoding: str) -> None
     assert json.loads(done.stdout.decode(encoding)) == words
 
 
+@pytest.mark.slow
 def test_a_metric_that_is_not_finite_is_listed_and_is_json(orchestrate: Orchestrate, project: Path) -> None:
     (project / "train.py").write_text("print('[metrics] val_loss=nan best=-inf')\n")
     assert orchestrate("submit", "--json").code == 0
@@ -147,6 +148,7 @@ def test_a_name_that_looks_like_markup_is_shown_as_it_is(monkeypatch: pytest.Mon
     assert f"failed  {name}" in screen.text
 
 
+@pytest.mark.slow
 def test_scripts_and_files_whose_names_look_like_markup_run_and_are_listed(
     orchestrate: Orchestrate, project: Path
 ) -> None:

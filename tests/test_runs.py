@@ -243,6 +243,7 @@ def _write_many(path: Path, writer: int, count: int) -> None:
             ledger.move(f"r-{writer}-{number}", RunState.RUNNING)
 
 
+@pytest.mark.slow
 def test_many_commands_at_once_lose_nothing(path: Path) -> None:
     """Also the very first ones, which all make the ledger and switch it to WAL at the same moment."""
     context = multiprocessing.get_context("spawn")

@@ -291,6 +291,7 @@ def test_no_archive_is_one_line(tmp_path: Path) -> None:
         unpack(tmp_path / "none.tar.gz", tmp_path / "to")
 
 
+@pytest.mark.slow
 def test_two_thousand_mutated_archives_do_no_harm(memory_folder: Path) -> None:
     fuzz(memory_folder, seed=1, count=2_000)
 

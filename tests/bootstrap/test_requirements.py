@@ -43,6 +43,7 @@ def contents(folder: Path) -> str:
     return hashlib.sha256("\n".join(f"{path} {path.lstat().st_size}" for path in paths).encode()).hexdigest()
 
 
+@pytest.mark.slow
 def test_where_nothing_is_missing_nothing_is_installed(place: Place) -> None:
     place.lay_out({"train.py": "import sys; print(sys.executable)", "requirements.txt": "psutil>=5\npytest\n"})
     ended = place.ended(place.start(env=QUIET))

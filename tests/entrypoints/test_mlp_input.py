@@ -220,6 +220,7 @@ def test_the_environment_names_data_and_folders(mlp: ModuleType, monkeypatch: py
     assert mlp.parse_arguments([]).checkpoint_dir == Path("runs/mlp/checkpoints")
 
 
+@pytest.mark.slow
 def test_torchvision_without_a_network_is_one_line(
     mlp: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,6 +55,7 @@ def one_thread(mlp: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.slow
 def test_a_run_stopped_at_any_step_ends_with_the_bits_of_one_never_stopped(
     mlp: ModuleType, arguments: Arguments, digits: Path, optimizer: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
