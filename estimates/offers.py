@@ -261,12 +261,12 @@ def bulk_items(open_text: Callable[[], TextIO]) -> Iterator[dict[str, Json]]:
     terms_first = False
     with open_text() as text:
         for path, value in walk(text, _descend_offer):
-            if len(path) == 2 and path[0] == "products" and _may_concern_training(_table(value)):
-                wanted[str(path[1])] = _slim(_table(value))
-            elif path[:2] == ("terms", "OnDemand") and len(path) == 3:
+            if len(path) == 3 and path[1] == "products" and _may_concern_training(_table(value)):
+                wanted[str(path[2])] = _slim(_table(value))
+            elif path[1:3] == ("terms", "OnDemand") and len(path) == 4:
                 terms_first |= not wanted
-                if path[2] in wanted:
-                    terms[str(path[2])] = value
+                if path[3] in wanted:
+                    terms[str(path[3])] = value
     if terms_first:
         with open_text() as text:
             terms |= {str(path[-1]): value for path, value in walk(text, _descend_offer) if _is_term(path, wanted)}
@@ -275,11 +275,11 @@ def bulk_items(open_text: Callable[[], TextIO]) -> Iterator[dict[str, Json]]:
 
 
 def _is_term(path: Path, wanted: Mapping[str, Json]) -> bool:
-    return len(path) == 3 and path[:2] == ("terms", "OnDemand") and path[2] in wanted
+    return len(path) == 4 and path[1:3] == ("terms", "OnDemand") and path[3] in wanted
 
 
 def _descend_offer(path: Path) -> bool:
-    return len(path) < (2 if path[:1] == ("products",) else 3)
+    return len(path) < (3 if path[1:2] == ("products",) else 4)
 
 
 def _may_concern_training(product: Mapping[str, Json]) -> bool:
@@ -294,6 +294,50 @@ def _slim(product: Mapping[str, Json]) -> dict[str, Json]:
     return {"attributes": {name: said[name] for name in _READ if name in said}}
 
 
+def answered_items(open_text: Callable[[], TextIO]) -> Iterator[str]:
+    """The items in a kept answer of GetProducts, such as `aws pricing get-products` prints it.
+
+    Raises ListingError where the file is not JSON, or the answer is one of several pages.
+    """
+    with open_text() as text:
+        for path, value in walk(text, lambda path: len(path) == 1 or path[1:] == ("PriceList",)):
+            if path[1:2] == ("PriceList",) and len(path) == 3:
+                yield value
+            elif path[1:] == ("NextToken",) and value:
+                raise ListingError("it is one page of several: NextToken names a further one")
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What the beginning of a file tells of it."""
+
+    kind: str
+    """`bulk`: an offer file; `answer`: of GetProducts; `skus`: of Google's billing catalog; "" for anything else."""
+    offer: str
+    """Of an offer file, the service that it is of: `AmazonSageMaker`."""
+    published: date | None
+    version: str
+
+
+_KINDS = {"offerCode": "bulk", "products": "bulk", "PriceList": "answer", "skus": "skus", "skuId": "skus"}
+
+
+def head(beginning: str) -> Head:
+    """Tell what kind of price list a file is from its *beginning*."""
+    mark = re.search(rf'"({"|".join(_KINDS)})"\s*:', beginning)
+    kind = _KINDS[mark[1]] if mark and beginning.lstrip()[:1] in ("{", "[") else ""
+
+    def told(key: str) -> str:
+        found = re.search(rf'"{key}"\s*:\s*"([^"\\]{{1,80}})"', beginning)
+        return found[1] if found else ""
+
+    try:
+        published = date.fromisoformat(told("publicationDate")[:10])
+    except ValueError:
+        published = None
+    return Head(kind, told("offerCode"), published, told("version")) if kind == "bulk" else Head(kind, "", None, "")
+
+
 # JSON, piece by piece
 
 CHUNK = 1 << 20
@@ -303,15 +347,17 @@ _LETTER = re.compile(r"[^ \t\r\n]")
 
 
 def walk(text: TextIO, descend: Callable[[Path], bool]) -> Iterator[tuple[Path, Json]]:
-    """Every value of the JSON documents in *text*, one behind the other, with its path of keys and positions.
+    """Every value of the JSON documents in *text*, one behind the other, with its path: document, keys, positions.
 
     Objects and lists for whose path *descend* says so are taken apart, the rest comes whole. Values that come whole are
     at most LONGEST_VALUE characters long, so that what is not JSON does not fill the memory.
     Raises ListingError, with the place, where *text* is not JSON.
     """
     stream = _Stream(text)
+    number = 0
     while stream.peek():
-        yield from _walk(stream, (), descend)
+        yield from _walk(stream, (number,), descend)
+        number += 1
 
 
 def _walk(stream: _Stream, path: Path, descend: Callable[[Path], bool]) -> Iterator[tuple[Path, Json]]:
