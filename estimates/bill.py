@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import date
 from decimal import ROUND_CEILING, Decimal, localcontext
-from functools import cache
+from functools import cache, cached_property
 
 from estimates import pricebook
 from estimates.catalog import DEFAULT_REGION, TABLES, Machine, Price
@@ -25,6 +25,7 @@ from estimates.pricebook import Book, Rate
 SECONDS_PER_HOUR = 3600
 HOURS_PER_MONTH = 730  # what AWS and Google divide a GB-month by: 8,760 hours a year, over 12
 STORED_DAYS = 30
+STORED_MONTHS = Decimal(STORED_DAYS * 24) / HOURS_PER_MONTH
 DEFAULT_DISK_GB = {"sagemaker": 30, "vertex": 100}
 ZERO = Decimal(0)
 ONE = Decimal(1)
@@ -51,12 +52,14 @@ class Span:
         return Span(self.low + other.low, self.expected + other.expected, self.high + other.high)
 
     def __mul__(self, other: Span | Decimal | int) -> Span:
-        by = other if isinstance(other, Span) else Span.of(other)
-        return Span(self.low * by.low, self.expected * by.expected, self.high * by.high)
+        if not isinstance(other, Span):
+            return Span(self.low * other, self.expected * other, self.high * other)
+        return Span(self.low * other.low, self.expected * other.expected, self.high * other.high)
 
     def __truediv__(self, other: Span | int) -> Span:
-        by = other if isinstance(other, Span) else Span.of(other)
-        return Span(self.low / by.low, self.expected / by.expected, self.high / by.high)
+        if not isinstance(other, Span):
+            return Span(self.low / other, self.expected / other, self.high / other)
+        return Span(self.low / other.low, self.expected / other.expected, self.high / other.high)
 
     def whole(self) -> Span:
         """Rounded up to whole units: a begun second is billed."""
@@ -169,7 +172,7 @@ def bill(job: Job, book: Book | None = None) -> Bill:
     reckoned = _Reckoning(job, book, region, price)
     with localcontext(rounding=ROUND_CEILING):
         lines = reckoned.lines()
-    return Bill(lines, price, listed, reckoned.not_counted(), tuple(reckoned.assumed))
+    return Bill(lines, price, listed, reckoned.not_counted(lines), tuple(reckoned.assumed))
 
 
 def _check(job: Job) -> None:
@@ -180,46 +183,48 @@ def _check(job: Job) -> None:
         raise ValueError("a job cannot take a negative time or amount")
 
 
-@dataclass
 class _Reckoning:
-    job: Job
-    book: Book
-    region: str
-    price: Price | None
-    assumed: list[str] = field(default_factory=list)
+    """One bill in the making. A table makes hundreds of them: what several lines need is reckoned once."""
+
+    def __init__(self, job: Job, book: Book, region: str, price: Price | None) -> None:
+        self.job, self.book, self.region, self.price = job, book, region, price
+        self.assumed: dict[str, None] = {}
+        self.results = job.results or self._assume("results_size", "size of the results")
+        self.around = () if job.billable else tuple(self._around())
+        self.rate = self._rate()
+        held = job.seconds + Span.of(job.keep_alive_seconds)
+        for _, seconds in self.around:
+            held = held + seconds
+        # A disk is there for all of them, also where spot makes the machine's seconds cheaper.
+        self.held_hours = held.whole() / SECONDS_PER_HOUR
 
     def lines(self) -> tuple[Line, ...]:
-        made = [self._machines(), self._disk(), *self._free_tier(), *self._kept()]
-        return tuple(line for line in made if line is not None)
+        return (self._machines(), self._disk(), *self._free_tier(), *self._kept())
 
     # Machines
 
     def _machines(self) -> Line:
         job = self.job
-        parts = [("training", job.seconds)]
-        if job.billable:
-            parts = [("training, by what earlier runs were billed", job.seconds)]
-        else:
-            parts += self._around()
-        rate = self._rate()
+        what = "training, by what earlier runs were billed" if job.billable else "training"
         fraction = self._spot_fraction()
-        lines = [self._hours(what, (seconds * fraction).whole(), rate) for what, seconds in parts]
+        lines = [
+            self._hours(name, (seconds if fraction is None else seconds * fraction).whole())
+            for name, seconds in ((what, job.seconds), *self.around)
+        ]
         if job.keep_alive_seconds:
-            lines.append(self._hours("warm pool afterwards, at most", Span.of(job.keep_alive_seconds), rate))
+            lines.append(self._hours("warm pool afterwards, at most", Span.of(job.keep_alive_seconds)))
         count = "" if job.count == 1 else f"{job.count} × "
-        spot = ", spot" if job.spot else ""
-        return _sum(f"{count}{job.machine.name}{spot}", lines, self.price)
+        return _sum(f"{count}{job.machine.name}{', spot' if job.spot else ''}", lines, self.price)
 
-    def _around(self) -> list[tuple[str, Span]]:
+    def _around(self) -> Iterator[tuple[str, Span]]:
         """The seconds that the cloud bills before and after the script's own."""
         job = self.job
-        pull = self._assume("image_pull_gpu" if job.machine.gpu_count else "image_pull_cpu", "pull of the image")
-        found = [("image pull", pull)]
+        kind = "image_pull_gpu" if job.machine.gpu_count else "image_pull_cpu"
+        yield "image pull", self._assume(kind, "pull of the image")
         if job.data_gb:
             rate = self._assume("download_rate", "download of the data")
-            found.append(("download of the data", Span.of(job.data_gb) / rate))
-        found.append(("upload of the results", self._results() / self._assume("upload_rate", "upload of the results")))
-        return found
+            yield "download of the data", Span.of(job.data_gb) / rate
+        yield "upload of the results", self.results / self._assume("upload_rate", "upload of the results")
 
     def _rate(self) -> Span | None:
         """USD an hour. A spot price of Compute Engine changes from month to month: on demand is the most it can be."""
@@ -230,22 +235,22 @@ class _Reckoning:
             return Span.of(usd)
         full = self.book.price(self.job.machine, self.region)
         own = self.book.own_price(self.job.machine, full, self.region)
-        self.assumed.append("spot: the price changes from month to month; high is the price on demand")
+        self.assumed["spot: the price changes from month to month; high is the price on demand"] = None
         return Span(usd, usd, max(usd, own.usd_per_hour if own else usd))
 
-    def _spot_fraction(self) -> Span:
+    def _spot_fraction(self) -> Span | None:
         """SageMaker's spot discount lies in the billable seconds, not in the rate: never in both."""
         if not self.job.spot or self.job.machine.cloud != "sagemaker" or self.job.billable:
-            return Span.of(1)
+            return None
         return self._assume("spot_billable", "spot: billable over training seconds")
 
-    def _hours(self, what: str, seconds: Span, rate: Span | None) -> Line:
-        quantity = seconds * self.job.count / SECONDS_PER_HOUR
-        # Divided last: hours × price would carry the rounding of hours into the next cent.
-        usd = None if rate is None else seconds * self.job.count * rate / SECONDS_PER_HOUR
+    def _hours(self, what: str, seconds: Span) -> Line:
+        machines = seconds if self.job.count == 1 else seconds * self.job.count
         price = self.price
+        # Divided last: hours × price would carry the rounding of hours into the next cent.
+        usd = None if self.rate is None else machines * self.rate / SECONDS_PER_HOUR
         return Line(
-            what, quantity, "instance-hours", rate, usd,
+            what, machines / SECONDS_PER_HOUR, "instance-hours", self.rate, usd,
             published=price is None or price.published,
             as_of=price.dated if price else "",
             region=price.region if price else self.region,
@@ -255,71 +260,44 @@ class _Reckoning:
 
     # What is not a machine
 
-    def _disk(self) -> Line | None:
+    def _disk(self) -> Line:
         job = self.job
         size = DEFAULT_DISK_GB[job.machine.cloud] if job.disk_gb is None else job.disk_gb
-        hours = self._billed_hours()
-        if job.machine.cloud == "vertex":
-            return self._line("boot disk (pd-ssd)", "pd_ssd", hours * size * job.count / HOURS_PER_MONTH)
-        if job.machine.local_nvme_gb:
+        if job.machine.cloud == "sagemaker" and job.machine.local_nvme_gb:
             return Line("ML storage: none, the machine has local NVMe", NOTHING, "GB-month", usd=NOTHING)
-        return self._line(
-            f"ML storage, {size} GB a machine", "training_storage", hours * size * job.count / HOURS_PER_MONTH
-        )
+        months = self.held_hours * (size * job.count) / HOURS_PER_MONTH
+        if job.machine.cloud == "vertex":
+            return self._line("boot disk (pd-ssd)", "pd_ssd", months)
+        return self._line(f"ML storage, {size} GB a machine", "training_storage", months)
 
-    def _billed_hours(self) -> Span:
-        """Hours for which a machine and its disk are held; a disk is billed for these also where spot makes them cheaper."""
-        seconds = self.job.seconds + Span.of(self.job.keep_alive_seconds)
-        if not self.job.billable:
-            for _, around in self._around_quietly():
-                seconds = seconds + around
-        return seconds.whole() / SECONDS_PER_HOUR
-
-    def _around_quietly(self) -> list[tuple[str, Span]]:
-        known = list(self.assumed)
-        found = self._around()
-        self.assumed[:] = known
-        return found
-
-    def _kept(self) -> list[Line | None]:
+    def _kept(self) -> Iterator[Line]:
         """What stays behind: results and checkpoints for 30 days, logs, requests, data from elsewhere."""
         sagemaker = self.job.machine.cloud == "sagemaker"
-        kept = self._results() * Span.of(Decimal(STORED_DAYS * 24) / HOURS_PER_MONTH)
-        store = "s3_standard" if sagemaker else "gcs_standard"
-        where = "S3" if sagemaker else "Cloud Storage"
-        lines: list[Line | None] = [
-            self._line(f"results and checkpoints in {where}, {STORED_DAYS} days", store, kept),
-            self._line("logs taken in", "logs", self.job.logs or self._assume("log_size", "logs")),
-        ]
+        where, store = ("S3", "s3_standard") if sagemaker else ("Cloud Storage", "gcs_standard")
+        yield self._line(f"results and checkpoints in {where}, {STORED_DAYS} days", store, self.results * STORED_MONTHS)
+        yield self._line("logs taken in", "logs", self.job.logs or self._assume("log_size", "logs"))
         if sagemaker:
-            requests = self._assume("put_requests", "requests to S3") / 1000
-            lines.append(self._line("requests to S3", "s3_put", requests))
+            yield self._line("requests to S3", "s3_put", self._assume("put_requests", "requests to S3") / 1000)
         if self.job.data_gb and self.job.data_region not in (None, self.region):
-            what = f"data from {self.job.data_region}"
-            lines.append(self._line(what, "transfer_regions", Span.of(self.job.data_gb * self.job.count)))
-        return lines
+            data = Span.of(self.job.data_gb * self.job.count)
+            yield self._line(f"data from {self.job.data_region}", "transfer_regions", data)
 
-    def _results(self) -> Span:
-        return self.job.results or self._assume("results_size", "size of the results")
-
-    def _free_tier(self) -> list[Line]:
+    def _free_tier(self) -> Iterator[Line]:
         free = self.book.free_tier(self.job.machine) if self.job.free_hours else None
-        rate = self._rate()
-        if free is None or rate is None or self.job.spot:
-            return []
-        used = self._billed_hours() * self.job.count
+        if free is None or self.rate is None or self.job.spot:
+            return
+        used = self.held_hours * self.job.count
         capped = Span(*(-min(hours, self.job.free_hours) for hours in (used.low, used.expected, used.high)))
-        return [
-            Line(
-                "free tier",
-                capped,
-                "instance-hours",
-                rate,
-                capped * rate,
-                source=free.source,
-                as_of=free.as_of.isoformat(),
-            )
-        ]
+        what = "free tier"
+        yield Line(
+            what,
+            capped,
+            "instance-hours",
+            self.rate,
+            capped * self.rate,
+            source=free.source,
+            as_of=free.as_of.isoformat(),
+        )
 
     def _line(self, what: str, item: str, quantity: Span) -> Line:
         rate: Rate | None = self.book.rate(self.job.machine.cloud, item, self.region)
@@ -327,28 +305,25 @@ class _Reckoning:
             return Line(what, quantity, "", note="price unknown")
         price = Span.of(rate.usd)
         return Line(
-            what, quantity, rate.unit, price, quantity * price, published=rate.published, as_of=rate.as_of.isoformat(),
+            what, quantity, rate.unit, price, quantity * price, published=rate.published, as_of=rate.dated,
             region=rate.region, source=rate.source, note=rate.note,
         )  # fmt: skip
 
     def _assume(self, name: str, words: str) -> Span:
         known = assumptions()[name]
-        said = f"{words}: {known.label}"
-        if said not in self.assumed:
-            self.assumed.append(said)
+        self.assumed[f"{words}: {known.label}"] = None
         return known.span
 
-    def not_counted(self) -> tuple[str, ...]:
+    def not_counted(self, lines: Iterable[Line]) -> tuple[str, ...]:
         """What a bill may also hold, in words."""
-        cloud = self.job.machine.cloud
         said = ["taxes and support plans", "what the script itself calls or sends over the internet"]
-        if cloud == "sagemaker":
+        if self.job.machine.cloud == "sagemaker":
             said.append("the time to stop of a job that runs into its hard stop, KMS requests, NAT gateways of a VPC")
         else:
             said.append("Google states no granularity of billing for training: by the second is assumed")
         if self.job.spot:
             said.append("what a reclaimed machine had done since its last checkpoint, and does again")
-        unknown = [line.what for line in [*self._kept(), self._disk()] if line is not None and line.usd is None]
+        unknown = (line.what for line in lines if line.usd is None and not line.lines)
         return (*said, *(f"{what}: no price is known" for what in unknown))
 
 
@@ -357,7 +332,7 @@ def _sum(what: str, lines: Sequence[Line], price: Price | None) -> Line:
     return Line(what, usd=usd, lines=tuple(lines), published=price is None or price.published)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Assumption:
     """A figure that nobody publishes: a row of assumptions.csv."""
 
@@ -367,7 +342,7 @@ class Assumption:
     as_of: date
     note: str
 
-    @property
+    @cached_property
     def label(self) -> str:
         """`60 to 420 seconds, 150 expected (assumption of this project)`."""
         low, high = sorted((self.span.low, self.span.high))

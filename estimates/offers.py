@@ -161,7 +161,7 @@ def _listed(item: Mapping[str, Json], as_of: date) -> _Listed:
 def _market(said: Mapping[str, str]) -> str | None:
     """Which of the two rates of training an entry is, if it is one."""
     component, kind = (said.get(name, "") for name in ("component", "platoinstancetype"))
-    if "SpotTraining" in (component, kind) and component in ("", "Training", "SpotTraining"):
+    if "SpotTraining" in (component, kind):
         return "spot"
     return "on_demand" if component == "Training" and kind in ("", "N/A", "NA", "Training", *_free(kind)) else None
 

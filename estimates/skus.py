@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 from typing import Any, TextIO
 
-from estimates import catalog
+from estimates import accelerators, catalog
 from estimates.catalog import Machine
 from estimates.offers import ListingError, Path, PriceRow, RateRow, Reading, walk
 
@@ -77,13 +77,12 @@ def read(skus: Iterable[Mapping[str, Json]], *, as_of: date, source: str) -> Rea
     conflicts: list[str] = []
     units = {key: _one_of(key, found, conflicts) for key, found in sorted(parts.items())}
     told_on = (as_of, "day")
-    machines = _machines()
+    machines = catalog.machines("vertex")
     names = {machine.name: tuple(_gpu_names(machine, machines)) for machine in machines}
     prices = [
-        PriceRow("vertex", machine.name, region, "on_demand", "Training", usd, *told_on, "A", source, formula)
+        PriceRow("vertex", name, region, "on_demand", "Training", usd, *told_on, "A", source, note)
         for region in sorted({region for _, region in units})
-        for machine in machines
-        for usd, formula in _sums(machine, names[machine.name], region, units)
+        for name, usd, note in (*_gpus(region, units), *_sums(machines, names, region, units))
     ]
     rates = [
         RateRow("vertex", item, region, unit.usd, "GiB-month", *told_on, source, True, f"SKU {unit.sku_id}")
@@ -93,10 +92,14 @@ def read(skus: Iterable[Mapping[str, Json]], *, as_of: date, source: str) -> Rea
     return Reading("vertex", tuple(prices), tuple(rates), dict(ignored), tuple(conflicts))
 
 
-def _machines() -> tuple[Machine, ...]:
-    """The machines, and those with GPUs attached to them, where the catalog has such."""
-    attachable: Callable[[], Iterable[Machine]] = getattr(catalog, "attachable", tuple)
-    return (*catalog.machines("vertex"), *attachable())
+def _gpus(region: str, units: Mapping[tuple[Part, str], _Sku]) -> Iterator[tuple[str, Decimal, str]]:
+    """GPUs that are attached to a machine, under their names in the API: each is in the book as one."""
+    for gpu in accelerators.accelerators().values():
+        for name in (f"{gpu.gpu} {gpu.gpu_memory_gib:g}", gpu.gpu):
+            sku = units.get((("gpu", name), region))
+            if sku is not None:
+                yield gpu.vertex_name, sku.usd, f"one GPU; SKU {sku.sku_id}"
+                break
 
 
 def _sku(told: Mapping[str, Json], as_of: date) -> _Sku:
@@ -172,23 +175,26 @@ def _one_of(key: tuple[Part, str], found: list[_Sku], conflicts: list[str]) -> _
 
 
 def _sums(
-    machine: Machine, gpu_names: Iterable[str], region: str, units: Mapping[tuple[Part, str], _Sku]
-) -> Iterator[tuple[Decimal, str]]:
-    """USD an hour of *machine* and how they add up; nothing where a part has no price in *region*."""
-    if not machine.vcpus or machine.memory_gib is None:
-        return
-    family = machine.name.split("-")[0] + _mega(machine)
-    core, ram = (units.get(((part, family), region)) for part in ("core", "ram"))
-    if core is None or ram is None:
-        return
-    counted = [(Decimal(machine.vcpus), core, "vCPU"), (Decimal(str(machine.memory_gib)), ram, "GiB")]
-    if machine.gpu:
-        gpu = next((units[("gpu", name), region] for name in gpu_names if (("gpu", name), region) in units), None)
-        if gpu is None:
-            return
-        counted.insert(0, (Decimal(machine.gpu_count), gpu, machine.gpu))
-    formula = " + ".join(f"{quantity:f} × {sku.usd:f} ({what})" for quantity, sku, what in counted)
-    yield _trimmed(sum((quantity * sku.usd for quantity, sku, _ in counted), Decimal(0))), formula
+    machines: Iterable[Machine],
+    gpu_names: Mapping[str, Iterable[str]],
+    region: str,
+    units: Mapping[tuple[Part, str], _Sku],
+) -> Iterator[tuple[str, Decimal, str]]:
+    """Each machine all of whose parts have a price in *region*: its name, USD an hour, and how they add up."""
+    for machine in machines:
+        family = machine.name.split("-")[0] + _mega(machine)
+        core, ram = (units.get(((part, family), region)) for part in ("core", "ram"))
+        if core is None or ram is None or not machine.vcpus or machine.memory_gib is None:
+            continue
+        counted = [(Decimal(machine.vcpus), core, "vCPU"), (Decimal(str(machine.memory_gib)), ram, "GiB")]
+        if machine.gpu:
+            found = (units.get((("gpu", name), region)) for name in gpu_names[machine.name])
+            gpu = next(filter(None, found), None)
+            if gpu is None:
+                continue
+            counted.insert(0, (Decimal(machine.gpu_count), gpu, machine.gpu))
+        formula = " + ".join(f"{quantity.normalize():f} × {sku.usd:f} ({what})" for quantity, sku, what in counted)
+        yield machine.name, _trimmed(sum((quantity * sku.usd for quantity, sku, _ in counted), Decimal(0))), formula
 
 
 def _mega(machine: Machine) -> str:

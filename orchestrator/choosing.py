@@ -23,11 +23,18 @@ class Choice:
 
 
 def choose(
-    names: Sequence[str], backend: str | None, regions: Sequence[str], gpu: str | None, problems: list[OrchestrateError]
+    names: Sequence[str],
+    backend: str | None,
+    regions: Sequence[str],
+    gpu: str | None,
+    problems: list[OrchestrateError],
+    *,
+    every: bool = False,
 ) -> Choice:
     """The machines of *names*, or, where there are none, all those of the cloud and GPU that were asked for.
 
-    With a region of one cloud and none of the other, only the one's. What is wrong goes to *problems*.
+    With a region of one cloud and none of the other, only the one's. every: also those that no source calls fit to train.
+    What is wrong goes to *problems*.
     """
     cloud = _cloud(backend, problems)
     places = _regions(regions, cloud, problems)
@@ -35,10 +42,15 @@ def choose(
         found = [machine for name in names if (machine := _named(name, cloud, problems)) is not None]
         return Choice(tuple(found), _of(found, places, problems), named=True)
     clouds = [cloud] if cloud else [name for name in catalog.CLOUD_NAMES if not places or name in places]
-    machines = [machine for name in clouds for machine in catalog.machines(name)]
+    machines = [machine for name in clouds for machine in catalog.machines(name) if every or _suggested(machine)]
     if "vertex" in clouds:
         machines += catalog.attachable()
     return Choice(_with_gpu(machines, gpu, problems), places)
+
+
+def _suggested(machine: catalog.Machine) -> bool:
+    """Vertex AI's smallest machines are in the catalog, but no source says that a training job takes them."""
+    return machine.cloud != "vertex" or (machine.vcpus or 0) >= catalog.VERTEX_LEAST_VCPUS
 
 
 def _cloud(backend: str | None, problems: list[OrchestrateError]) -> str | None:

@@ -55,7 +55,8 @@ def run(flags: Flags, asked: Asked) -> None:
     with pricebook.using(spending.book_for(spec)):
         question = _question(spec, flags, asked, folder, problems)
         names = _names(spec, flags, asked)
-        choice = choosing.choose(names, asked.backend, asked.regions or _own_region(spec), asked.gpu, problems)
+        regions = asked.regions or _own_region(spec)
+        choice = choosing.choose(names, asked.backend, regions, asked.gpu, problems, every=asked.all_machines)
         max_usd = amount("--max-usd", asked.max_usd, problems)
         raise_all(problems)
         found = estimating.rows(question, choice, max_usd=max_usd)

@@ -163,8 +163,8 @@ def _show_table(question: Question, found: Sequence[Row], *, every: bool) -> Non
     out.print(f"{len(priced)} machines with a price{left}; {unknown} without. Each bill's parts: --instance MACHINE.")
     for said in estimating.notes(question, found):
         out.print(cell(f"note: {said}"))
-    for said in estimating.all_assumed(shown, spot=True):
-        out.print(cell(f"assumed: {said}"))
+    assumed = dict.fromkeys(said.partition(":")[0] for said in estimating.all_assumed(shown, spot=True))
+    out.print(cell(f"assumed (a machine's own bill says how much): {', '.join(assumed)}"))
     if gone:
         out.print(f"Too narrow here to show: {', '.join(gone)}.")
     script = f" {question.script}" if question.script else ""
@@ -232,7 +232,7 @@ def document(question: Question, found: Sequence[Row]) -> dict[str, Any]:
 
 def _row_json(row: Row, *, tree: bool) -> dict[str, Any]:
     machine, price = row.machine, row.price
-    described = {
+    described: dict[str, Any] = {
         "machine": machine.name, "cloud": machine.cloud, "region": row.region, "vcpus": machine.vcpus,
         "memory_gib": machine.memory_gib, "gpu": machine.gpu, "gpu_count": machine.gpu_count,
         "gpu_memory_gib": machine.gpu_memory_gib, "hours": _plain(row.hours), "hours_from": row.hours_from,

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import cached_property
 
 from estimates import bill as bills
 from estimates import catalog, knee, pricebook
@@ -69,12 +70,17 @@ class Row:
     region: str
     hours_from: str
     on_demand: Bill
-    spot: Bill | None  # None: no price for it is known
     marks: tuple[str, ...] = ()
 
     @property
     def machine(self) -> catalog.Machine:
         return self.job.machine
+
+    @cached_property
+    def spot(self) -> Bill | None:
+        """The bill on spot, which a table shows of few; None: no price for it is known."""
+        found = bills.bill(dataclasses.replace(self.job, spot=True))
+        return found if found.price is not None else None
 
     @property
     def hours(self) -> Decimal:
@@ -119,10 +125,9 @@ def rows(question: Question, choice: Choice, *, max_usd: Decimal | None = None) 
 def _row(question: Question, machine: catalog.Machine, region: str | None) -> Row:
     job, words = question.job(machine, region)
     on_demand = bills.bill(dataclasses.replace(job, spot=False))
-    spot = bills.bill(dataclasses.replace(job, spot=True))
     listed = on_demand.listed
     place = region or (listed.region if listed else catalog.DEFAULT_REGION[machine.cloud])
-    return Row(job, place, words, on_demand, spot if spot.price is not None else None)
+    return Row(job, place, words, on_demand)
 
 
 def _order(row: Row, spot: bool) -> tuple[bool, Decimal, str]:

@@ -83,7 +83,7 @@ def run(asked: Asked) -> None:
         problems.extend(flatten([error]))
         spec = TrainingSpec()
     names = (asked.machine,) if asked.machine else ()
-    choice = choosing.choose(names, asked.backend, asked.regions, asked.gpu, problems)
+    choice = choosing.choose(names, asked.backend, asked.regions, asked.gpu, problems, every=True)
     max_usd = choosing.amount("--max-usd", asked.max_usd, problems)
     raise_all(problems)
     with pricebook.using(spending.book_for(spec)):

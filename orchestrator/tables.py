@@ -105,11 +105,15 @@ def print_table(
 
 def print_pairs(out: Console, pairs: Iterable[tuple[str, Text]]) -> None:
     """Names in bold, and beside each what it stands for."""
-    from rich.table import Table
+    from rich.padding import Padding
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, words in pairs:
-        table.add_row(f"[bold]{name}[/]", words)
-    out.print(table)
+    found = list(pairs)
+    width = max((len(name) for name, _ in found), default=0) + 2
+    for name, words in found:
+        if not out.is_terminal or out.width <= width + 20:
+            out.print(f"[bold]{name:<{width}}[/]", words, sep="")
+            continue
+        first, *rest = words.wrap(out, out.width - width)
+        out.print(f"[bold]{name:<{width}}[/]", first, sep="", end="\n")
+        for line in rest:
+            out.print(Padding(line, (0, 0, 0, width), expand=False))

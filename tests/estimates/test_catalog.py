@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from estimates import catalog
+from estimates import catalog, pricebook
 from estimates.catalog import CatalogError, Machine, Price
 
 
@@ -69,6 +69,8 @@ def test_a_machine_is_found_only_in_its_own_cloud() -> None:
         ("ml.p3.2xlarge", "us-east-1", "3.825", "Training"),
         ("ml.p4d.24xlarge", "us-east-1", "25.251", "Training"),
         ("ml.t3.medium", "us-west-2", "0.05", "Studio"),
+        ("ml.t3.medium", "us-east-1", "0.04992", "derived"),
+        ("ml.p3.16xlarge", "us-east-1", "28.152", "derived"),
         ("n1-standard-4", "us-central1", "0.21849885", "Training"),
         ("a3-highgpu-8g", "us-central1", "101.007352", "Training"),
     ],
@@ -97,22 +99,65 @@ def test_a_spot_rate_is_kept_but_never_taken_for_the_price() -> None:
     assert known("ml.g5.xlarge", "us-east-2").usd_per_hour == Decimal("1.2575")
 
 
-def test_a_price_without_a_qualifying_reading_is_not_known() -> None:
+def test_a_price_that_nobody_published_is_derived_and_says_how() -> None:
     """28.152 for ml.p3.16xlarge stands in two undated or third-party tables only, without a region."""
     assert catalog.prices(catalog.machine("ml.p3.16xlarge")) == ()
-    assert catalog.price(catalog.machine("ml.p3.16xlarge")) is None
+    price = known("ml.p3.16xlarge")
+    assert (price.published, price.formula) == (False, "EC2 $24.48 × 1.15")
+    assert price.label == "~$28.152/h in us-east-1, 2025-11-04"
+    assert price.hourly == "~$28.1520"
+
+
+def test_a_price_that_is_neither_read_nor_derived_is_not_known() -> None:
+    """What SageMaker takes over EC2 was read on no machine of these families."""
+    for name in ("ml.trn1.2xlarge", "ml.m7i.xlarge", "ml.p5en.48xlarge", "ml.p5.4xlarge"):
+        assert catalog.price(catalog.machine(name)) is None
 
 
 def test_a_price_of_another_region_is_never_given_for_the_one_asked() -> None:
-    machine = catalog.machine("ml.t3.medium")
+    machine = catalog.machine("ml.p6-b300.48xlarge")
     assert catalog.price(machine, region="us-east-1") is None
-    assert known("ml.t3.medium").region == "us-west-2"
+    assert known("ml.p6-b300.48xlarge").region == "us-west-2"
 
 
 def test_without_a_region_the_default_comes_first_and_then_one_near_it() -> None:
     assert known("ml.m5.xlarge").region == "us-east-1"
-    # Newer in Tokyo, but that is another part of the world.
-    assert known("ml.g6.xlarge").region == "us-west-2"
+    # Published in us-west-2 and Tokyo, derived in us-east-1: where one is comes before how one was come by.
+    assert (known("ml.g6.xlarge").region, known("ml.g6.xlarge").published) == ("us-east-1", False)
+    assert known("a3-megagpu-8g").region == "us-east4"
+
+
+def test_a_published_price_beats_a_derived_one_of_its_region() -> None:
+    assert known("ml.g6.xlarge", "us-west-2").published
+    assert not known("ml.g6.xlarge", "eu-central-1").published
+
+
+@pytest.mark.parametrize(
+    ("name", "region", "label"),
+    [
+        ("ml.p3.2xlarge", "us-east-1", "being retired; last seen 2025-11-04 (EC2's price list)"),
+        ("ml.p2.xlarge", "sa-east-1", "being retired"),
+    ],
+)
+def test_a_machine_that_is_being_retired_says_where_it_was_last_seen(name: str, region: str, label: str) -> None:
+    found = catalog.retired(catalog.machine(name), region)
+    assert found
+    assert found.label == label
+
+
+def test_a_machine_that_is_gone_from_a_region_has_no_derived_price_there() -> None:
+    machine = catalog.machine("ml.p3.16xlarge")
+    gone = catalog.retired(machine, "us-west-2")
+    assert gone
+    assert gone.missing_on == date(2026, 9, 1)
+    assert "not in the price list of us-west-2 that was read on 2026-09-01" in gone.label
+    assert catalog.price(machine, region="us-west-2") is None
+    assert catalog.price(machine, region="us-east-2")
+
+
+def test_what_is_not_being_retired_says_nothing_of_it() -> None:
+    assert catalog.retired(catalog.machine("ml.p3dn.24xlarge"), "us-east-1") is None
+    assert catalog.retired(catalog.machine("n1-standard-4")) is None
 
 
 def test_every_price_that_is_given_is_of_the_region_that_was_asked() -> None:
@@ -132,7 +177,7 @@ def test_a_date_is_shown_as_precisely_as_it_is_known() -> None:
 def test_a_type_that_cannot_train_names_one_that_can_with_its_price() -> None:
     error = refused("ml.t2.medium")
     assert error.what == "SageMaker cannot train on 'ml.t2.medium' (it serves notebooks and endpoints only)"
-    assert error.hint == "--instance ml.t3.medium (2 vCPU, 4 GiB, $0.05/h in us-west-2, 2026-09-01)"
+    assert error.hint == "--instance ml.t3.medium (2 vCPU, 4 GiB, ~$0.04992/h in us-east-1, 2025-11-04)"
 
 
 def test_an_ec2_name_is_told_its_sagemaker_name() -> None:
@@ -171,7 +216,7 @@ def test_a_machine_of_the_other_cloud_names_the_nearest_here_and_both_prices() -
 
 
 def test_a_price_that_is_not_known_is_said_so_in_a_hint() -> None:
-    assert refused("ml.p3.16xlarge", "vertex").hint.count("price unknown") == 2
+    assert refused("ml.p5en.48xlarge", "vertex").hint.count("price unknown") == 1
 
 
 def test_a_type_that_cannot_train_anywhere_is_not_offered_in_its_own_cloud() -> None:
@@ -258,27 +303,27 @@ def test_a_machine_can_be_compared_that_is_in_no_table() -> None:
 
 
 @pytest.fixture
-def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of the prices to write to, read in place of the shipped one."""
-    tables = Path(shutil.copytree(catalog.TABLES, tmp_path / "catalog"))
-    monkeypatch.setattr(catalog, "TABLES", tables)
-    catalog._prices.cache_clear()
-    yield tables / "prices.csv"
-    catalog._prices.cache_clear()
+def own_file(tmp_path: Path) -> Iterator[ExitStack]:
+    """Prices of a file beside the shipped ones, once `read_own` was called; put back afterwards."""
+    with ExitStack() as stack:
+        yield stack
 
 
-def test_of_two_readings_on_one_day_the_dearer_wins(book: Path) -> None:
-    with book.open("a") as lines:
-        for usd in ("0.71", "0.73", "0.72"):
-            lines.write(
-                f"sagemaker,ml.m5.xlarge,us-east-1,on_demand,Training,{usd},2026-11-01,day,A,a bill of {usd},\n"
-            )
+def read_own(stack: ExitStack, folder: Path, *rows: str) -> None:
+    header = (catalog.TABLES / "prices.csv").read_text("utf-8").splitlines()[0]
+    (folder / "own.csv").write_text("\n".join((header, *rows, "")), encoding="utf-8")
+    stack.enter_context(pricebook.using(pricebook.read_files(folder)))
+
+
+def test_of_two_readings_on_one_day_the_dearer_wins(own_file: ExitStack, tmp_path: Path) -> None:
+    row = "sagemaker,ml.m5.xlarge,us-east-1,on_demand,Training,{0},2026-11-01,day,A,a bill of {0},"
+    read_own(own_file, tmp_path, *(row.format(usd) for usd in ("0.71", "0.73", "0.72")))
     assert known("ml.m5.xlarge", "us-east-1").usd_per_hour == Decimal("0.73")
 
 
-def test_a_spot_row_of_the_training_component_is_no_on_demand_price(book: Path) -> None:
-    with book.open("a") as lines:
-        lines.write("sagemaker,ml.m5.xlarge,us-east-1,spot,Training,0.07,2026-11-01,day,A,a bill,\n")
+def test_a_spot_row_of_the_training_component_is_no_on_demand_price(own_file: ExitStack, tmp_path: Path) -> None:
+    row = "sagemaker,ml.m5.xlarge,us-east-1,spot,Training,0.07,2026-11-01,day,A,a bill,"
+    read_own(own_file, tmp_path, row)
     assert known("ml.m5.xlarge", "us-east-1").usd_per_hour == Decimal("0.23")
     assert catalog.prices(catalog.machine("ml.m5.xlarge"))[-1].market == "spot"
 

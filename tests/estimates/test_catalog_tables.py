@@ -11,12 +11,24 @@ import pytest
 
 from estimates import catalog
 
-TABLES = ("machines", "not_for_training", "prices", "regions")
+TABLES = (
+    "machines", "not_for_training", "prices", "regions", "base_prices", "ratios", "rates", "price_parts", "accelerators",
+    "free_tier", "retired", "assumptions",
+)  # fmt: skip
+PRICED = ("prices", "base_prices", "price_parts")
 KEYS = {
     "machines": ("machine",),
     "not_for_training": ("machine",),
     "prices": ("cloud", "machine", "region", "market", "component", "as_of", "source"),
     "regions": ("cloud", "region"),
+    "base_prices": ("cloud", "machine", "region", "market"),
+    "ratios": ("cloud", "family", "size"),
+    "rates": ("cloud", "item", "region", "as_of", "source"),
+    "price_parts": ("cloud", "machine", "region", "market", "part", "as_of"),
+    "accelerators": ("gpu", "region"),
+    "free_tier": ("cloud",),
+    "retired": ("cloud", "family", "region"),
+    "assumptions": ("name",),
 }
 # Columns that hold a number carry its unit in their name; these are counts.
 COUNTS = {"vcpus", "gpu_count"}
