@@ -411,8 +411,8 @@ class _Stream:
         while True:
             try:
                 value, end = _DECODER.raw_decode(self._buffer, self._at)
-                # A number that ends with the buffer may go on behind it.
-                if end < len(self._buffer) or not self._more(CHUNK):
+                # A number that ends with the buffer, or just before a dot or an exponent there, may go on behind it.
+                if self._buffer[end : end + 1] not in ("", *".eE+-") or not self._more(CHUNK):
                     self._at = end
                     return value
             except json.JSONDecodeError as error:

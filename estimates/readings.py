@@ -61,7 +61,7 @@ def rates(path: Path) -> tuple[Rate, ...]:
 
 
 def _rows(path: Path, columns: tuple[str, ...], read: Callable[[dict[str, str]], Read]) -> Iterator[Read]:
-    line = 1
+    table = None
     try:
         with path.open(encoding="utf-8", newline="") as lines:
             table = csv.reader(lines, strict=True)
@@ -70,12 +70,12 @@ def _rows(path: Path, columns: tuple[str, ...], read: Callable[[dict[str, str]],
             if missing:
                 raise ValueError(f"no column {', '.join(missing)}")
             for cells in table:
-                line = table.line_num
                 if len(cells) != len(header):
                     raise ValueError(f"{len(cells)} cells under {len(header)} columns")
                 yield read(dict(zip(header, cells, strict=True)))
     except (ValueError, csv.Error, InvalidOperation, OSError) as error:
         hint = "read the prices anew (orchestrate prices refresh) or take the file away"
+        line = max(1, table.line_num) if table is not None else 1
         raise CatalogError(f"{path}, line {line}: {_reason(error)}", hint) from error
 
 

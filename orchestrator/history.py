@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from estimates.bill import Span
+from orchestrator import spec as specs
 from orchestrator import state
 from orchestrator.runs import Ledger, Run, RunState
+from orchestrator.spec import TrainingSpec
 
 LOOK_BACK = 500  # runs of all scripts
 USED = 5  # of one machine
+_ALIKE = ("hyperparameters", "data", "processes", "count")
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,13 @@ class Earlier:
     words: str
 
 
-def of_script(script_key: str, arguments: Sequence[str] | None, *, count: int, spot: bool) -> dict[str | None, Earlier]:
+def of_script(
+    script_key: str, arguments: Sequence[str] | None, *, count: int, spot: bool, like: TrainingSpec | None = None
+) -> dict[str | None, Earlier]:
     """By machine, what the newest successful runs of the script took; {} if it has never run.
 
-    arguments: only runs with exactly these; None: those of the newest run. A rehearsal took this machine's time.
+    arguments: only runs with exactly these; None: those of the newest run. like: only runs with its hyperparameters, data
+    and processes too. A rehearsal took this machine's time.
     """
     with Ledger.open_to_read(state.ledger_file()) as ledger:
         runs = [run for run in ledger.newest(LOOK_BACK) if run.script_key == script_key]
@@ -36,6 +42,9 @@ def of_script(script_key: str, arguments: Sequence[str] | None, *, count: int, s
     if arguments is None and runs:
         arguments = runs[0].spec["arguments"]
     runs = [run for run in runs if list(run.spec["arguments"]) == list(arguments or ())]
+    if like is not None:
+        asked = specs.as_json(like)
+        runs = [run for run in runs if all(run.spec.get(key) == asked[key] for key in _ALIKE)]
     found: dict[str | None, list[Run]] = {}
     for run in runs:
         found.setdefault(_where(run), []).append(run)

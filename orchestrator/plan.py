@@ -43,6 +43,7 @@ class Plan:
     checkpoints_from: str | None = None  # a folder here, or s3:// of an earlier run
     cloud: AwsPlace | None = None
     data_uris: specs.Pairs = ()  # where in the cloud each data channel lies, or will lie
+    seconds_are_billed: bool = False  # they are what the cloud billed for the same before, start and upload included
 
     @property
     def script_key(self) -> str:
@@ -59,6 +60,13 @@ class Plan:
             return None
         region = self._regions().get(self.machine.cloud)
         return cost.row_for(self.machine, self.seconds if seconds is None else seconds, self.spec.count, region)
+
+    @property
+    def region(self) -> str | None:
+        """The region that a cloud run goes to; None where that is not decided."""
+        if self.cloud is not None:
+            return self.cloud.region
+        return regions_of(self.spec).get(self.spec.backend)
 
     @property
     def grace_seconds(self) -> int:

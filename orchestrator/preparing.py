@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from estimates import catalog
-from orchestrator import backends, crashpoints, package, plan, settings, state
+from orchestrator import backends, crashpoints, history, package, plan, settings, state
 from orchestrator import entrypoint as entrypoints
 from orchestrator import spec as specs
 from orchestrator.aws.place import PREFIX, AwsPlace
@@ -117,7 +117,7 @@ def candidates(spec: TrainingSpec) -> tuple[TrainingSpec, ...]:
 
 def _plan(spec: TrainingSpec, checked: _Checked, manifest: Manifest, stage: Stage, data_uris: Pairs) -> Plan:
     found = checked.entrypoint
-    seconds, seconds_from = _expected_seconds(spec, found, checked.place)
+    expected = _expected_seconds(spec, found, checked.place)
     return Plan(
         run_id=checked.run_id,
         name=spec.name or found.name,
@@ -129,8 +129,9 @@ def _plan(spec: TrainingSpec, checked: _Checked, manifest: Manifest, stage: Stag
         run_dir=state.run_dir(checked.run_id),
         machine=checked.machine,
         channels=checked.channels,
-        seconds=seconds,
-        seconds_from=seconds_from,
+        seconds=expected.seconds,
+        seconds_from=expected.source,
+        seconds_are_billed=expected.billed,
         notes=_notes(spec, checked.machine, checked.place, stage.level),
         checkpoints_from=_checkpoints_of(spec.resume_from, spec),
         cloud=stage.set(checked.place),
@@ -204,21 +205,34 @@ def megabytes(size_bytes: int) -> str:
     return f"{size_bytes / 1e3:,.1f} kB" if size_bytes < 1e6 else f"{size_bytes / 1e6:,.1f} MB"
 
 
-def _expected_seconds(spec: TrainingSpec, found: Entrypoint, place: AwsPlace | None) -> tuple[float | None, str]:
-    asked = specs.as_json(spec)
-    same = {
-        key: asked[key] for key in ("arguments", "hyperparameters", "data", "backend", "instance", "count", "processes")
-    }
-    with Ledger.open_to_read(state.ledger_file()) as ledger:
-        seconds = ledger.earlier_seconds(plan.script_key(found), same, rehearsed=spec.rehearse)
-    if seconds is not None:
-        where = f"on {spec.instance}" if place is not None and not place.rehearsed else "on this machine"
-        return seconds, f"as long as the same script with the same arguments last took {where}"
+@dataclass(frozen=True)
+class _Expected:
+    """How long a run is thought to take, who thinks so, and whether those are seconds that a cloud billed."""
+
+    seconds: float | None
+    source: str
+    billed: bool = False
+
+
+def _expected_seconds(spec: TrainingSpec, found: Entrypoint, place: AwsPlace | None) -> _Expected:
+    if place is not None and not place.rehearsed:
+        key = plan.script_key(found)
+        earlier = history.of_script(key, spec.arguments, count=spec.count, spot=spec.spot, like=spec).get(spec.instance)
+        if earlier is not None:
+            return _Expected(float(earlier.seconds.expected), f"as {earlier.words}", earlier.billable)
+    else:
+        asked = specs.as_json(spec)
+        keys = ("arguments", "hyperparameters", "data", "backend", "instance", "count", "processes")
+        with Ledger.open_to_read(state.ledger_file()) as ledger:
+            same = {key: asked[key] for key in keys}
+            seconds = ledger.earlier_seconds(plan.script_key(found), same, rehearsed=spec.rehearse)
+        if seconds is not None:
+            return _Expected(seconds, "as long as the same script with the same arguments last took on this machine")
     if place is not None:
-        return float(place.max_seconds), f"at most; the hard stop is {place.max_seconds_from}"
+        return _Expected(float(place.max_seconds), f"at most; the hard stop is {place.max_seconds_from}")
     if spec.max_hours is not None:
-        return float(spec.max_hours * 3600), "the most that --max-hours allows"
-    return None, "not known: it has not run here yet, and there is no --max-hours"
+        return _Expected(float(spec.max_hours * 3600), "the most that --max-hours allows")
+    return _Expected(None, "not known: it has not run here yet, and there is no --max-hours")
 
 
 def _checkpoints_of(reference: str | None, spec: TrainingSpec) -> str | None:

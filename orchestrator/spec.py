@@ -29,6 +29,7 @@ _RESERVED_VARIABLES = {"PATH", "LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONPATH", "P
 _RESERVED_PREFIXES = ("SM_", "AIP_", "ORCHESTRATE_", "SAGEMAKER_", "CLOUD_ML_")
 
 Pairs = tuple[tuple[str, str], ...]
+Amounts = tuple[tuple[str, Decimal], ...]
 T = TypeVar("T")
 
 
@@ -53,6 +54,21 @@ class CloudOptions:
     tensorboard: bool = False
     metrics: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Spending:
+    """What may be spent, and the user's own prices: `[limits]` and `[prices]` of orchestrate.toml. USD.
+
+    per_run_usd is a budget for every cloud run, per_month_usd one for all of a calendar month (UTC). discounts are fractions
+    off the list price, contract prices are by the hour; both by pattern, see estimates.pricebook.Terms.
+    """
+
+    per_run_usd: Decimal | None = None
+    per_month_usd: Decimal | None = None
+    confirm_above_usd: Decimal = Decimal(5)
+    discounts: Amounts = ()
+    contract: Amounts = ()
 
 
 @dataclass(frozen=True)
@@ -84,6 +100,7 @@ class TrainingSpec:
     fallback: str | None = None
     rehearse: bool = False
     cloud: CloudOptions = field(default_factory=CloudOptions)
+    spending: Spending = field(default_factory=Spending)
 
     @property
     def instances(self) -> tuple[str, ...]:
@@ -134,11 +151,15 @@ def hours(value: object) -> Decimal:
     return number
 
 
-def dollars(value: object) -> Decimal:
+def dollars(value: object, option: str = "--budget") -> Decimal:
     """An amount of money in USD, as a plain number."""
-    if re.search(r"[A-Za-z$€£]", str(value)) and not re.fullmatch(r"(?i)[+-]?(nan|inf(inity)?)", str(value).strip()):
-        raise BadInput(f"--budget {shown(value)} is not a plain number", hint="USD without a sign: --budget 10.50")
-    return decimal_number("--budget", value, example="10.50")
+    example = f"{option} 10.50" if option.startswith("--") else f"{option} = 10.50"
+    if re.search(r"[A-Za-z$€£%]", str(value)) and not re.fullmatch(r"(?i)[+-]?(nan|inf(inity)?)", str(value).strip()):
+        raise BadInput(f"{option} {shown(value)} is not a plain number", hint=f"USD without a sign: {example}")
+    try:
+        return decimal_number(option, value, example="10.50")
+    except BadInput as error:
+        raise BadInput(error.what, hint=str(error.hint).replace(f"{option} 10.50", example)) from None
 
 
 def run_name(value: object) -> str:
@@ -303,6 +324,7 @@ def as_json(spec: TrainingSpec) -> dict[str, Any]:
         "fallback": spec.fallback,
         "rehearse": spec.rehearse,
         "cloud": _cloud_json(spec.cloud),
+        "spending": _spending_json(spec.spending),
     }
 
 
@@ -311,3 +333,13 @@ def _cloud_json(options: CloudOptions) -> dict[str, Any]:
     values["tags"] = dict(options.tags)
     values["max_wait_hours"] = None if options.max_wait_hours is None else str(options.max_wait_hours)
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def _spending_json(spending: Spending) -> dict[str, Any]:
+    return {
+        "per_run_usd": None if spending.per_run_usd is None else str(spending.per_run_usd),
+        "per_month_usd": None if spending.per_month_usd is None else str(spending.per_month_usd),
+        "confirm_above_usd": str(spending.confirm_above_usd),
+        "discounts": {pattern: str(value) for pattern, value in spending.discounts},
+        "contract": {pattern: str(value) for pattern, value in spending.contract},
+    }

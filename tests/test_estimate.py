@@ -1,0 +1,211 @@
+"""`orchestrate estimate` and `orchestrate machines`, as they are typed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cli import main
+from orchestrator.runs import Ledger, RunState
+from tests.conftest import Orchestrate
+from tests.test_runs import a_run
+
+GOLDEN = Path(__file__).parent / "golden"
+ARTICLE = ("estimate", "mlp", "--hours", "2", "--instance", "ml.p3.16xlarge", "--region", "us-east-1")
+
+
+def golden(name: str, text: str) -> None:
+    """Compare with the file of this name; ORCHESTRATE_WRITE_GOLDEN=1 writes it anew, to be read before it is committed."""
+    text = re.sub(r"\b\d+ days ago", "N days ago", re.sub(r"[ ]+$", "", text, flags=re.MULTILINE))
+    text = re.sub(r"prices of \d+ of", "prices of N of", text)
+    if os.environ.get("ORCHESTRATE_WRITE_GOLDEN"):
+        (GOLDEN / name).write_text(text)
+    assert text == (GOLDEN / name).read_text()
+
+
+def test_the_articles_machine_for_two_hours_is_a_tree_with_date_and_source(orchestrate: Orchestrate) -> None:
+    answer = orchestrate(*ARTICLE)
+    assert answer.code == 0, answer.err
+    golden("estimate_one.txt", answer.out)
+    assert re.search(r"training +2 instance-hours +~\$28\.152 +\$56\.31", answer.out)
+    assert "ML storage" in answer.out
+    assert "2025-11-04" in answer.out
+    assert "aws-price" in answer.out
+    assert not answer.err
+
+
+def test_its_document_adds_up_to_the_digit(orchestrate: Orchestrate) -> None:
+    document = orchestrate(*ARTICLE, "--json").json
+    (row,) = document["rows"]
+    training = row["bill"][0]["lines"][0]
+    assert (training["quantity"], training["price"], training["usd"]) == ("2", "28.152", "56.304")
+    leaves = [part for line in row["bill"] for part in (line["lines"] or [line])]
+    assert abs(sum(Decimal(part["usd"]) for part in leaves) - Decimal(row["usd"])) < Decimal("0.00001")
+    assert Decimal(row["usd_low"]) < Decimal(row["usd"]) < Decimal(row["usd_high"])
+    assert row["price_published"] is False
+    assert "24.48" in row["price_formula"]
+    assert {line["as_of"] for line in row["bill"][0]["lines"]} == {"2025-11-04"}
+
+
+def test_no_machine_named_is_a_table_over_both_clouds_cheapest_first(orchestrate: Orchestrate) -> None:
+    answer = orchestrate("estimate", "--hours", "2")
+    assert answer.code == 0, answer.err
+    golden("estimate_table.txt", answer.out)
+    document = orchestrate("estimate", "--hours", "2", "--json").json
+    known = [Decimal(row["usd"]) for row in document["rows"] if row["usd"] is not None]
+    assert known == sorted(known)
+    assert {row["cloud"] for row in document["rows"]} == {"sagemaker", "vertex"}
+    assert [row["marks"] for row in document["rows"]].count(["cheapest"]) == 1
+    assert document["priced"] == len(known) < document["total"] == len(document["rows"])
+    assert all(row["usd"] is None for row in document["rows"][len(known) :])
+
+
+def test_filters_hold_and_every_machine_of_both_clouds_is_there_with_all(orchestrate: Orchestrate) -> None:
+    def rows(*words: str) -> list[dict[str, str]]:
+        answer = orchestrate("estimate", "--hours", "1", "--csv", *words)
+        assert answer.code == 0, answer.err
+        return list(csv.DictReader(io.StringIO(answer.out)))
+
+    assert {row["gpu"] for row in rows("--gpu", "a100")} == {"A100"}
+    assert {row["gpu"] for row in rows("--gpu", "none")} == {""}
+    assert {row["cloud"] for row in rows("--backend", "vertex")} == {"vertex"}
+    assert {row["region"] for row in rows("--region", "eu-west-1")} == {"eu-west-1"}
+    both = {(row["cloud"], row["region"]) for row in rows("--region", "eu-west-1", "--region", "europe-west4")}
+    assert both == {("sagemaker", "eu-west-1"), ("vertex", "europe-west4")}
+    cheap = rows("--max-usd", "1.50")
+    assert cheap
+    assert all(Decimal(row["usd"]) <= Decimal("1.50") for row in cheap)
+    everything = {row["machine"] for row in rows("--all")}
+    assert len({name for name in everything if name.startswith("ml.")}) == 225
+    assert {"n1-standard-1", "n1-standard-8+V100", "ml.trn2.48xlarge"} <= everything
+
+
+def test_several_machines_of_both_clouds_by_name(orchestrate: Orchestrate) -> None:
+    document = orchestrate(
+        "estimate", "--hours", "1", "--instance", "ml.p3.2xlarge,vertex:n1-standard-8+V100", "--json"
+    ).json
+    assert {row["machine"] for row in document["rows"]} == {"ml.p3.2xlarge", "n1-standard-8+V100"}
+
+
+def test_hours_come_from_the_scripts_own_earlier_runs_and_from_what_was_billed(
+    orchestrate: Orchestrate, project: Path, home: Path
+) -> None:
+    (project / "train.py").write_text("print('hello')\n")
+    began, ended = "2026-11-01T10:00:00.000+00:00", "2026-11-01T11:00:00.000+00:00"
+    key = str((project / "train.py").resolve())
+    local = replace(
+        a_run("r-0000000001"), script_key=key, state=RunState.SUCCEEDED, started_at=began, ended_at=ended,
+        spec={"arguments": [], "count": 1, "spot": False},
+    )  # fmt: skip
+    cloud = replace(
+        local, id="r-0000000002", backend="sagemaker", billable_seconds=1800, plan={"machine": {"name": "ml.g5.xlarge"}}
+    )
+    rehearsed = replace(cloud, id="r-0000000003", billable_seconds=1, rehearsed=True)
+    with Ledger.open(home / "ledger.sqlite") as ledger:
+        for run in (local, cloud, rehearsed):
+            ledger.insert(run)
+    rows = {row["machine"]: row for row in orchestrate("estimate", "train.py", "--json").json["rows"]}
+    assert rows["ml.g5.xlarge"]["hours"] == "0.5"
+    assert "as billed" in rows["ml.g5.xlarge"]["hours_from"]
+    assert rows["ml.p3.2xlarge"]["hours"] == "1"
+    assert "not predicted" in rows["ml.p3.2xlarge"]["hours_from"]
+    assert rows["ml.g5.xlarge"]["marks"] == ["fastest"]
+    one = orchestrate("estimate", "train.py", "--instance", "ml.g5.xlarge", "--json").json["rows"][0]
+    assert [line["what"] for line in one["bill"][0]["lines"]] == ["training, by what earlier runs were billed"]
+    other = orchestrate("estimate", "train.py", "--json", "--", "--epochs", "9").json
+    assert other["hours_known"] is False
+
+
+def test_without_hours_and_earlier_runs_it_is_priced_for_an_hour_and_says_so(
+    orchestrate: Orchestrate, project: Path
+) -> None:
+    answer = orchestrate("estimate", "mlp", "--instance", "ml.m5.xlarge")
+    assert answer.code == 0
+    assert "not known: priced for one hour" in answer.out
+    assert "--hours 2" in answer.out
+
+
+def test_own_prices_stand_in_the_settings_file_beside_the_list_price(orchestrate: Orchestrate, project: Path) -> None:
+    (project / "orchestrate.toml").write_text(
+        '[prices.discounts]\nsagemaker = 0.2\n\n[prices.contract]\n"ml.g5.xlarge@us-east-1" = 1.10\n'
+    )
+    one = orchestrate("estimate", "mlp", "--hours", "1", "--instance", "ml.p3.2xlarge")
+    assert one.code == 0, one.err
+    assert "$3.06" in one.out
+    assert re.search(r"list price +\$3\.825", one.out)
+    document = orchestrate("estimate", "mlp", "--hours", "1", "--instance", "ml.g5.xlarge", "--json").json
+    assert document["rows"][0]["price_usd_per_hour"] == "1.10"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (("--hours", "two"), 2, "--hours 'two'"),
+        (("--hours", "-1"), 2, "above 0"),
+        (("--hours", "1", "--instance", "ml.p3.3xlarge"), 3, "--instance ml.p3."),
+        (("--hours", "1", "--instance", "ml.t2.medium"), 3, "cannot train"),
+        (("--hours", "1", "--instance", "n1-standard-8+H100"), 3, "H100"),
+        (("--hours", "1", "--region", "us-esat-1"), 3, "did you mean us-"),
+        (("--hours", "1", "--region", "us-east-1", "--region", "us-west-2"), 2, "two regions"),
+        (("--hours", "1", "--backend", "azure"), 2, "azure"),
+        (("--hours", "1", "--gpu", "A1000"), 3, "A100"),
+        (("--hours", "1", "--max-usd", "$5"), 2, "--max-usd"),
+        (("--hours", "1", "--json", "--csv"), 2, "--csv"),
+        (("nowhere.py", "--hours", "1"), 2, "nowhere.py"),
+        (("--hours", "1", "--instance", "ml.p3.2xlarge", "--region", "us-central1"), 2, "a machine of SageMaker"),
+    ],
+)
+@pytest.mark.usefixtures("home", "project")
+def test_what_is_typed_wrong_is_one_line_and_a_remedy(
+    words: tuple[str, ...], code: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["estimate", *words])
+    out, err = capsys.readouterr()
+    assert ended.value.code == code, err
+    assert told in err
+    assert len(err.strip().splitlines()) <= 2
+    assert not out or "--json" in words
+
+
+def test_all_that_is_wrong_is_told_at_once(orchestrate: Orchestrate) -> None:
+    answer = orchestrate("estimate", "--hours", "x", "--gpu", "Z9", "--region", "mars", "--max-usd", "0")
+    assert answer.code == 2
+    for word in ("--hours", "Z9", "mars", "--max-usd"):
+        assert word in answer.err, answer.err
+
+
+def test_machines_lists_hardware_prices_and_dates(orchestrate: Orchestrate) -> None:
+    answer = orchestrate("machines", "--gpu", "V100")
+    assert answer.code == 0, answer.err
+    golden("machines_v100.txt", answer.out)
+    listed = orchestrate("machines", "--json").json
+    assert len([entry for entry in listed if entry["cloud"] == "sagemaker"]) == 225
+    assert len([entry for entry in listed if entry["cloud"] == "vertex" and "+" not in entry["machine"]]) == 92
+    for entry in listed:
+        assert (entry["usd_per_hour"] is None) == (entry["as_of"] is None) == (entry["source"] is None)
+        assert entry["usd_per_hour"] is None or Decimal(entry["usd_per_hour"]) > 0
+        assert entry["published"] is not False or entry["formula"]
+
+
+def test_machines_tells_all_of_one(orchestrate: Orchestrate) -> None:
+    answer = orchestrate("machines", "ml.p3.2xlarge")
+    assert answer.code == 0, answer.err
+    assert "Every reading of its price" in answer.out
+    assert "withdrawn" in answer.out
+    assert len(orchestrate("machines", "ml.p3.2xlarge", "--json").json["prices"]) >= 3
+    wrong = orchestrate("machines", "ml.t2.medium")
+    assert (wrong.code, "cannot train" in wrong.err) == (3, True)
+
+
+def test_machines_that_cost_too_much_an_hour_are_left_out(orchestrate: Orchestrate) -> None:
+    rows = list(csv.DictReader(io.StringIO(orchestrate("machines", "--max-usd", "0.5", "--csv").out)))
+    assert rows
+    assert all(Decimal(row["usd_per_hour"]) <= Decimal("0.5") for row in rows)
