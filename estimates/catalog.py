@@ -117,8 +117,11 @@ def nearest(like: Machine, cloud: str) -> Machine | None:
     if not like.vcpus:
         return None
     least_vcpus = VERTEX_LEAST_VCPUS if cloud == "vertex" else 1
-    candidates = (other for other in machines(cloud) if other.vcpus and other.vcpus >= least_vcpus and other != like)
-    return min(candidates, key=lambda other: (*_distance(like, other), *_dearness(other), other.name))
+    candidates = [other for other in machines(cloud) if other.vcpus and other.vcpus >= least_vcpus and other != like]
+    distances = [_distance(like, other) for other in candidates]
+    closest = min(distances, default=None)
+    nearest_ones = [other for other, far in zip(candidates, distances, strict=True) if far == closest]
+    return min(nearest_ones, key=lambda other: (*_dearness(other), other.name), default=None)
 
 
 def _composed(name: str, cloud: str | None) -> Machine | None:

@@ -83,7 +83,8 @@ def of(
     disk_gb: of each machine: the ML storage volume of SageMaker, which machines with local NVMe are not given, or the boot
     disk of Vertex AI. The price is the list's, or the user's contract's where that is higher or the only one; a discount
     lowers no ceiling. On spot SageMaker can bill either rate, and the dearer counts; Vertex AI bills its spot price with the
-    fee, and where that is not known the price on demand counts. Without a disk price in the region the dearest known one counts, and a note says so.
+    fee, and where that is not known the price on demand counts. Without a disk price in the region the dearest known one
+    counts, and a note says so.
 
     Raises CatalogError if the cloud has no such region; ValueError if *count* is under 1 or a number below 0.
     """

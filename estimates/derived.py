@@ -19,8 +19,15 @@ from estimates.rows import TABLES, Machine, Price, exact_usd, table
 BENEATH = {"sagemaker": "ec2", "vertex": "gce"}
 BENEATH_NAMES = {"ec2": "EC2", "gce": "Compute Engine"}
 
-_Base = tuple[str, str, str, str]
-"""USD per hour, as_of, as_of_precision and source, as they stand in the table: 2,700 rows are read, few are asked for."""
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A published price of a machine of EC2 or Compute Engine."""
+
+    usd_per_hour: Decimal
+    as_of: date
+    as_of_precision: str
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,20 +51,27 @@ def price(machine: Machine, region: str, market: str = "on_demand") -> Price | N
     gone = retired(machine, region)
     if gone is not None and gone.missing_on is not None:
         return None
-    at = _bases().get((BENEATH[machine.cloud], machine.name.removeprefix("ml.")), {})
-    base = at.get((region, "on_demand"))
-    if base is None:
+    full = base_price(machine, region)
+    if full is None:
         return None
     if market == "on_demand":
-        return _on_demand(machine, region, base, known)
-    spot = at.get((region, market))
-    return None if spot is None or known.fee is None else _spot(machine, region, base, spot, known, known.fee)
+        return _on_demand(machine, region, full, known)
+    spot = base_price(machine, region, market)
+    return None if spot is None or known.fee is None else _spot(machine, region, full, spot, known, known.fee)
+
+
+def base_price(machine: Machine, region: str, market: str = "on_demand") -> Base | None:
+    """What the machine beneath *machine* costs; None if that was not read."""
+    row = _bases().get((*_beneath(machine), region, market))
+    if row is None:
+        return None
+    usd, as_of, precision, source = next(csv.reader([row]))
+    return Base(Decimal(usd), date.fromisoformat(as_of), precision, source)
 
 
 def regions_of(machine: Machine) -> tuple[str, ...]:
-    """The regions with a base price of *machine*, once each."""
-    at = _bases().get((BENEATH[machine.cloud], machine.name.removeprefix("ml.")), {})
-    return tuple(dict.fromkeys(region for region, _ in at))
+    """The regions in which a price of *machine* may be derived."""
+    return () if ratio(machine.cloud, machine.name) is None else _regions().get(_beneath(machine), ())
 
 
 def ratio(cloud: str, name: str) -> Ratio | None:
@@ -73,29 +87,33 @@ def plain(usd: Decimal) -> Decimal:
     return short if int(short.as_tuple().exponent) <= 0 else short.quantize(Decimal(1))
 
 
-def _on_demand(machine: Machine, region: str, base: _Base, known: Ratio) -> Price:
-    usd = Decimal(base[0])
-    formula = f"{BENEATH_NAMES[BENEATH[machine.cloud]]} {exact_usd(usd)} × {known.ratio}"
-    return _derived(region, "on_demand", usd * known.ratio, formula, base, known)
+def _beneath(machine: Machine) -> tuple[str, str]:
+    """Cloud and name of the machine beneath, as base_prices.csv has them."""
+    return BENEATH[machine.cloud], machine.name.removeprefix("ml.")
 
 
-def _spot(machine: Machine, region: str, base: _Base, spot: _Base, known: Ratio, fee: Decimal) -> Price:
-    usd, full = Decimal(spot[0]), Decimal(base[0])
+def _on_demand(machine: Machine, region: str, full: Base, known: Ratio) -> Price:
     beneath = BENEATH_NAMES[BENEATH[machine.cloud]]
-    formula = f"{beneath} spot {exact_usd(usd)} + {fee} × {exact_usd(full)} on demand"
-    return _derived(region, "spot", usd + fee * full, formula, spot, known)
+    formula = f"{beneath} {exact_usd(full.usd_per_hour)} × {known.ratio}"
+    return _derived(region, "on_demand", full.usd_per_hour * known.ratio, formula, full, known)
 
 
-def _derived(region: str, market: str, usd: Decimal, formula: str, base: _Base, known: Ratio) -> Price:
+def _spot(machine: Machine, region: str, full: Base, spot: Base, known: Ratio, fee: Decimal) -> Price:
+    beneath = BENEATH_NAMES[BENEATH[machine.cloud]]
+    formula = f"{beneath} spot {exact_usd(spot.usd_per_hour)} + {fee} × {exact_usd(full.usd_per_hour)} on demand"
+    return _derived(region, "spot", spot.usd_per_hour + fee * full.usd_per_hour, formula, spot, known)
+
+
+def _derived(region: str, market: str, usd: Decimal, formula: str, base: Base, known: Ratio) -> Price:
     return Price(
         usd_per_hour=plain(usd),
         region=region,
         market=market,
         component="derived",
-        as_of=date.fromisoformat(base[1]),
-        as_of_precision=base[2],
+        as_of=base.as_of,
+        as_of_precision=base.as_of_precision,
         grade="derived",
-        source=f"{base[3]}; ratio: {known.source}, {known.as_of}",
+        source=f"{base.source}; ratio: {known.source}, {known.as_of}",
         note=known.note,
         published=False,
         formula=formula,
@@ -103,15 +121,25 @@ def _derived(region: str, market: str, usd: Decimal, formula: str, base: _Base, 
 
 
 @cache
-def _bases() -> dict[tuple[str, str], dict[tuple[str, str], _Base]]:
-    """By cloud and machine, then by region and market."""
-    found: dict[tuple[str, str], dict[tuple[str, str], _Base]] = {}
-    with (TABLES / "base_prices.csv").open(encoding="utf-8", newline="") as lines:
-        rows = csv.reader(lines)
-        next(rows)
-        for cloud, machine, region, market, usd, as_of, precision, source in rows:
-            found.setdefault((cloud, machine), {})[region, market] = usd, as_of, precision, source
+def _bases() -> dict[tuple[str, str, str, str], str]:
+    """By cloud, machine, region and market: the rest of the row, not yet parsed. 2,700 rows are read and few are asked for.
+
+    The first four cells hold no comma and no quote, as a test of the table holds.
+    """
+    found = {}
+    for line in (TABLES / "base_prices.csv").read_text("utf-8").split("\n")[1:-1]:
+        cloud, machine, region, market, rest = line.split(",", 4)
+        found[cloud, machine, region, market] = rest
     return found
+
+
+@cache
+def _regions() -> dict[tuple[str, str], tuple[str, ...]]:
+    """The regions with a base price, by cloud and machine."""
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for cloud, machine, region, _ in _bases():
+        found.setdefault((cloud, machine), {})[region] = None
+    return {key: tuple(regions) for key, regions in found.items()}
 
 
 @cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 __version__ = "0.1.0"
-_API = ("artifacts", "cancel", "dry_run", "last_metrics", "list_runs", "logs", "resume", "status", "submit")
+_API = ("artifacts", "cancel", "dry_run", "estimate", "last_metrics", "list_runs", "logs", "resume", "status", "submit")
 _INTEROP = ("model_trainer", "training_job")
 __all__ = [*_API, *_INTEROP]  # noqa: PLE0604 - both are tuples of texts
 

@@ -27,6 +27,22 @@ def dry_run(script: str | Path | None = None, *, folder: Path | None = None, **o
     return {"plan": plan.as_json(prepared.plan), "request": prepared.request}
 
 
+def estimate(script: str | Path | None = None, *, folder: Path | None = None, **options: Any) -> dict[str, Any]:
+    """What *script* would cost, as `orchestrate estimate --json` has it: amounts as decimal strings, unknown as None.
+
+    options are the command's: hours, instance, backend, regions (a sequence), gpu, max_usd, arguments, count, spot, data,
+    data_gb, data_region, results_gb, volume_gb, keep_alive_minutes, free_hours. Raises OrchestrateError.
+    """
+    from orchestrator import estimate_command, estimate_view
+
+    own = {name: options.pop(name) for name in tuple(options) if name in estimate_command.Asked.__dataclass_fields__}
+    regions = tuple(own.pop("regions", None) or ())
+    words: dict[str, Any] = {name: str(value) for name, value in own.items() if value is not None}
+    asked = estimate_command.Asked(regions=regions, **words)
+    answer = estimate_command.reckon(_flags(script, options), asked, Path(folder) if folder else Path.cwd())
+    return estimate_view.document(answer.question, answer.rows)
+
+
 def submit(
     script: str | Path | None = None,
     *,

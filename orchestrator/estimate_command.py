@@ -14,7 +14,7 @@ from orchestrator import choosing, estimate_view, estimating, history, plan, set
 from orchestrator import entrypoint as entrypoints
 from orchestrator.choosing import amount
 from orchestrator.errors import BadInput, OrchestrateError, flatten, raise_all
-from orchestrator.estimating import Question
+from orchestrator.estimating import Question, Row
 from orchestrator.settings import Flags
 from orchestrator.spec import TrainingSpec
 
@@ -45,9 +45,28 @@ class Asked:
         return self.all_machines or self.as_csv or bool(self.html or self.gpu or self.max_usd)
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What was asked, the rows that answer it, and whether one machine was asked for by its name."""
+
+    question: Question
+    rows: tuple[Row, ...]
+    one: bool
+
+
 def run(flags: Flags, asked: Asked) -> None:
     """Reckon and show. Raises all that is wrong with flags, file, script and machines at once."""
-    folder = Path.cwd()
+    answer = reckon(flags, asked, Path.cwd())
+    question, found = answer.question, answer.rows
+    if asked.html is not None:
+        _write_page(asked.html, estimate_view.document(question, found))
+    estimate_view.show(
+        question, found, one=answer.one, as_json=asked.as_json, as_csv=asked.as_csv, every=asked.all_machines
+    )
+
+
+def reckon(flags: Flags, asked: Asked, folder: Path) -> Answer:
+    """The estimate as a value. Raises as run does."""
     problems: list[OrchestrateError] = []
     if asked.as_json and asked.as_csv:
         problems.append(BadInput("--json and --csv are two formats", hint="leave one of them out"))
@@ -60,12 +79,7 @@ def run(flags: Flags, asked: Asked) -> None:
         max_usd = amount("--max-usd", asked.max_usd, problems)
         raise_all(problems)
         found = estimating.rows(question, choice, max_usd=max_usd)
-        one = len(found) == 1 and choice.named and not asked.wants_table
-        if asked.html is not None:
-            _write_page(asked.html, estimate_view.document(question, found))
-        estimate_view.show(
-            question, found, one=one, as_json=asked.as_json, as_csv=asked.as_csv, every=asked.all_machines
-        )
+    return Answer(question, found, one=len(found) == 1 and choice.named and not asked.wants_table)
 
 
 def _spec(flags: Flags, folder: Path, config: Path | None, problems: list[OrchestrateError]) -> TrainingSpec:

@@ -6,25 +6,16 @@ import csv
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from decimal import ROUND_CEILING, Decimal, localcontext
+from decimal import ROUND_CEILING
 from typing import Any
 
-from estimates.bill import Bill, Line, Span
+from estimates.bill import Bill
 from estimates.cost import format_usd
-from orchestrator import estimating
+from orchestrator import bill_tree, estimating
 from orchestrator.estimating import Question, Row
 from orchestrator.tables import Column, cell, console, duration, print_pairs, print_table
 
 SHOWN = 25
-_TREE = (
-    Column("part", least=24),
-    Column("quantity", right=True),
-    Column("price", right=True),
-    Column("low", right=True),
-    Column("expected", right=True),
-    Column("high", right=True),
-    Column("price of"),
-)
 _TABLE = (
     Column("cloud"),
     Column("machine"),
@@ -70,39 +61,12 @@ def _show_bill(question: Question, row: Row) -> None:
         out.print(cell(f"{machine.name}: no spot price is known in {row.region}"))
         return
     out.print()
-    lines = [("total", Line("total", usd=shown.usd)), *_flat(shown.lines)]
-    gone = print_table(
-        out, _TREE, [[cell(word) for word in _tree_words(*line)] for line in lines], ("price of", "low", "quantity")
-    )
+    gone = bill_tree.show(shown, out)
     out.print()
     print_pairs(out, ((name, cell(words)) for name, words in _about(row, shown)))
     if gone:
         out.print(f"Too narrow here to show: {', '.join(gone)}.")
     out.print(cell(_next(question, row, shown)))
-
-
-def _flat(lines: Sequence[Line], before: str = "") -> Iterator[tuple[str, Line]]:
-    """Every line with the branches of the tree before its name."""
-    for number, line in enumerate(lines):
-        last = number == len(lines) - 1
-        yield f"{before}{'└─ ' if last else '├─ '}{line.what}", line
-        yield from _flat(line.lines, before + ("   " if last else "│  "))
-
-
-def _tree_words(name: str, line: Line) -> tuple[str, ...]:
-    quantity = "" if line.quantity is None else f"{_number(line.quantity.expected)} {line.unit}"
-    if line.usd is None:
-        return name, quantity, "unknown", "unknown", "unknown", "unknown", ""
-    price = "" if line.price is None else f"{'' if line.published else '~'}${line.price.expected.normalize():f}"
-    money = tuple(format_usd(part) for part in (line.usd.low, line.usd.expected, line.usd.high))
-    return name, quantity, price, *money, line.as_of
-
-
-def _number(value: Decimal) -> str:
-    """At most four digits behind the point, rounded up; `<0.0001` where that says nothing."""
-    with localcontext(rounding=ROUND_CEILING):
-        rounded = value.quantize(Decimal("0.0001"))
-    return f"{rounded.normalize():,f}"
 
 
 def _about(row: Row, shown: Bill) -> Iterator[tuple[str, str]]:
@@ -191,7 +155,7 @@ def _table_words(row: Row) -> tuple[str, ...]:
         f"{machine.gpu_count} × {machine.gpu}{memory}" if machine.gpu else "-",
         "-" if machine.memory_gib is None else f"{machine.memory_gib:g}",
         row.region,
-        _number(row.hours),
+        bill_tree.number(row.hours),
         _usd(row.on_demand),
         _usd(row.spot, span=True),
         price.dated if price else "-",
@@ -235,8 +199,8 @@ def _row_json(row: Row, *, tree: bool) -> dict[str, Any]:
     described: dict[str, Any] = {
         "machine": machine.name, "cloud": machine.cloud, "region": row.region, "vcpus": machine.vcpus,
         "memory_gib": machine.memory_gib, "gpu": machine.gpu, "gpu_count": machine.gpu_count,
-        "gpu_memory_gib": machine.gpu_memory_gib, "hours": _plain(row.hours), "hours_from": row.hours_from,
-        **_span_json("usd", row.on_demand.usd), **_span_json("usd_spot", row.spot.usd if row.spot else None),
+        "gpu_memory_gib": machine.gpu_memory_gib, "hours": bill_tree.plain(row.hours), "hours_from": row.hours_from,
+        **bill_tree.span_json("usd", row.on_demand.usd), **bill_tree.span_json("usd_spot", row.spot.usd if row.spot else None),
         "price_usd_per_hour": str(price.usd_per_hour) if price else None,
         "price_published": price.published if price else None,
         "price_formula": (price.formula or None) if price else None,
@@ -247,37 +211,9 @@ def _row_json(row: Row, *, tree: bool) -> dict[str, Any]:
         "stale": row.days_old is not None, "retired": row.retired, "marks": list(row.marks),
     }  # fmt: skip
     if tree:
-        described["bill"] = [_line_json(line) for line in row.on_demand.lines]
-        described["bill_spot"] = [_line_json(line) for line in row.spot.lines] if row.spot else None
+        described["bill"] = [bill_tree.line_json(line) for line in row.on_demand.lines]
+        described["bill_spot"] = [bill_tree.line_json(line) for line in row.spot.lines] if row.spot else None
     return described
-
-
-def _span_json(name: str, span: Span | None) -> dict[str, str | None]:
-    if span is None:
-        return {f"{name}_low": None, name: None, f"{name}_high": None}
-    return {f"{name}_low": _plain(span.low), name: _plain(span.expected), f"{name}_high": _plain(span.high)}
-
-
-def _line_json(line: Line) -> dict[str, Any]:
-    return {
-        "what": line.what,
-        **_span_json("quantity", line.quantity),
-        "unit": line.unit or None,
-        **_span_json("price", line.price),
-        **_span_json("usd", line.usd),
-        "published": line.published,
-        "as_of": line.as_of or None,
-        "region": line.region or None,
-        "source": line.source or None,
-        "note": line.note or None,
-        "lines": [_line_json(part) for part in line.lines],
-    }
-
-
-def _plain(value: Decimal) -> str:
-    with localcontext(rounding=ROUND_CEILING):
-        text = f"{value:.6f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 _CSV = (

@@ -70,6 +70,7 @@ class Row:
     region: str
     hours_from: str
     on_demand: Bill
+    book: pricebook.Book
     marks: tuple[str, ...] = ()
 
     @property
@@ -79,7 +80,7 @@ class Row:
     @cached_property
     def spot(self) -> Bill | None:
         """The bill on spot, which a table shows of few; None: no price for it is known."""
-        found = bills.bill(dataclasses.replace(self.job, spot=True))
+        found = bills.bill(dataclasses.replace(self.job, spot=True), self.book)
         return found if found.price is not None else None
 
     @property
@@ -124,10 +125,11 @@ def rows(question: Question, choice: Choice, *, max_usd: Decimal | None = None) 
 
 def _row(question: Question, machine: catalog.Machine, region: str | None) -> Row:
     job, words = question.job(machine, region)
-    on_demand = bills.bill(dataclasses.replace(job, spot=False))
+    book = pricebook.current()
+    on_demand = bills.bill(dataclasses.replace(job, spot=False), book)
     listed = on_demand.listed
     place = region or (listed.region if listed else catalog.DEFAULT_REGION[machine.cloud])
-    return Row(job, place, words, on_demand)
+    return Row(job, place, words, on_demand, book)
 
 
 def _order(row: Row, spot: bool) -> tuple[bool, Decimal, str]:

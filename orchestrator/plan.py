@@ -6,14 +6,14 @@ import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import ROUND_FLOOR, Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from estimates import catalog, cost
+from orchestrator import budgets
 from orchestrator import spec as specs
 from orchestrator.entrypoint import Entrypoint
-from orchestrator.errors import BadInput, NotInCatalog, OrchestrateError, OverBudget, raise_all, shown
+from orchestrator.errors import BadInput, NotInCatalog, OrchestrateError, raise_all, shown
 from orchestrator.spec import TrainingSpec
 
 if TYPE_CHECKING:
@@ -143,34 +143,9 @@ def regions_of(spec: TrainingSpec) -> dict[str, str]:
 
 
 def _budget(spec: TrainingSpec, machine: catalog.Machine, problems: list[OrchestrateError]) -> None:
-    """A cloud run whose worst case costs more than the budget is refused; a local run costs nothing."""
-    if spec.budget_usd is None or spec.backend == "local":
-        return
-    if spec.backend == "sagemaker":
-        return  # aws/place.py does: it knows the region, and what the budget buys
-    if spec.max_hours is None:
-        problems.append(BadInput("--budget needs to know how long: no --max-hours", hint="--max-hours 2"))
-        return
-    region = regions_of(spec).get(machine.cloud, catalog.DEFAULT_REGION[machine.cloud])
-    worst = cost.worst_case(machine, spec.max_hours, spec.count, region)
-    if worst is None:
-        what = f"the price of {machine.name} is unknown, so --budget {spec.budget_usd} cannot be held"
-        problems.append(OverBudget(what, hint="choose a machine with a known price, or leave --budget out"))
-    elif worst > spec.budget_usd:
-        buys = spec.max_hours * spec.budget_usd / worst
-        hint = f"the budget buys under a minute of it: a cheaper machine, or --budget {cost.format_usd(worst)[1:]}"
-        if buys >= specs.MIN_HOURS:
-            hint = f"the budget buys {_floor(buys)} h: --max-hours {_floor(buys)}"
-        what = (
-            f"worst case {cost.format_usd(worst)} ({spec.max_hours} h × {spec.count} × {machine.name})"
-            f" is over the budget of ${spec.budget_usd}"
-        )
-        problems.append(OverBudget(what, hint=hint))
-
-
-def _floor(hours: Decimal) -> Decimal:
-    """*hours* with three digits behind the point, rounded down: what is offered must be within the budget."""
-    return hours.quantize(Decimal("0.001"), ROUND_FLOOR)
+    """A cloud run whose worst case costs more than its budget is refused; a local run costs nothing."""
+    if spec.backend == "vertex":  # of SageMaker aws/place.py asks: it knows the region
+        budgets.vertex_stop(spec, machine, problems)
 
 
 def _channels(spec: TrainingSpec, folder: Path, problems: list[OrchestrateError]) -> specs.Pairs:

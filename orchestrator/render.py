@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import money
+from orchestrator import bill_tree, money, planned_cost
 from orchestrator.backends import Artifact, Progress
 from orchestrator.comparison import costs_json as costs_json
 from orchestrator.comparison import show_costs
@@ -74,6 +74,11 @@ def show_plan(plan: Plan, manifest: Manifest, request: Mapping[str, Any]) -> Non
     out.print("\n[bold]Request[/] (exactly what would be sent; nothing has been sent, uploaded or written)")
     out.out(clean(json.dumps(request, ensure_ascii=False, indent=2)))
     out.print()
+    bill = planned_cost.bill_of(plan)
+    if bill is not None:
+        out.print(f"[bold]Bill[/], {plan.seconds_from}")
+        bill_tree.show(bill, out)
+        out.print()
     show_costs(plan, plan.seconds, plan.seconds_from, out)
 
 

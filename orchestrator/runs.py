@@ -11,13 +11,13 @@ import enum
 import json
 import os
 import sqlite3
-import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from orchestrator import sqlitefile
 from orchestrator.errors import BadInput, NotInCatalog, StateError, shown
 
 SCHEMA_VERSION = 2
@@ -168,7 +168,7 @@ class Ledger:
         from orchestrator import state
 
         state.make_private(path.parent)
-        with _explained(path), state.explained(path):
+        with sqlitefile.explained(path), state.explained(path):
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
             connection = sqlite3.connect(path, timeout=patience_seconds, isolation_level=None)
             try:
@@ -211,11 +211,17 @@ class Ledger:
 
     # Writing
 
-    def insert(self, run: Run) -> None:
-        """Write a new run's row. From here on the run is never lost."""
+    def insert(self, run: Run, *, admit: Callable[[Callable[[str], list[Run]]], None] | None = None) -> None:
+        """Write a new run's row. From here on the run is never lost.
+
+        admit: asked first, in the same transaction, so that no other run comes between its yes and the row; what it raises
+        leaves the ledger as it was. It is given a function: the cloud runs that have not ended or ended since a time (UTC).
+        """
         values = [_stored(name, getattr(run, name)) for name in _COLUMNS]
         marks = ", ".join("?" * len(_COLUMNS))
         with self._transaction() as do:
+            if admit is not None:
+                admit(self.billed_since)
             do(f"INSERT INTO runs ({', '.join(_COLUMNS)}) VALUES ({marks})", values)  # noqa: S608 - our own names
             do("INSERT INTO events (run_id, at, state) VALUES (?, ?, ?)", [run.id, run.created_at, run.state])
 
@@ -264,7 +270,7 @@ class Ledger:
     def add_metrics(self, run_id: str, lines: Iterable[tuple[int, str, Mapping[str, float]]]) -> None:
         """Keep metric lines as (number within the run, time, values). A number that is there already changes nothing."""
         rows = [(run_id, seq, at, json.dumps(dict(values))) for seq, at, values in lines]
-        with self._transaction(), _explained(self.path):
+        with self._transaction(), sqlitefile.explained(self.path):
             self._connection.executemany("INSERT OR IGNORE INTO metrics VALUES (?, ?, ?, ?)", rows)
 
     def take_untold(self) -> list[tuple[str, str]]:
@@ -310,6 +316,16 @@ class Ledger:
         marks = ", ".join("?" * len(ENDED))
         rows = self._read(f"SELECT * FROM runs WHERE state NOT IN ({marks})", [str(state) for state in ENDED])  # noqa: S608
         return [_run(row) for row in rows]
+
+    def billed_since(self, since: str) -> list[Run]:
+        """Runs in a cloud, no rehearsals, that have not ended or ended at *since* (UTC, ISO 8601) or later; oldest first."""
+        ended = [str(state) for state in ENDED]
+        marks = ", ".join("?" * len(ended))
+        query = (
+            "SELECT * FROM runs WHERE backend != 'local' AND rehearsed = 0"  # noqa: S608 - question marks alone
+            f" AND (state NOT IN ({marks}) OR coalesce(ended_at, created_at) >= ?) ORDER BY rowid"
+        )
+        return [_run(row) for row in self._read(query, [*ended, since])]
 
     def same(self, launch_keys: Collection[str], asked_at: str = "9999") -> Run | None:
         """The newest run that asked for one of these things and still stands for it; None if there is none.
@@ -363,12 +379,12 @@ class Ledger:
         return None
 
     def _read(self, query: str, values: list[Any]) -> list[sqlite3.Row]:
-        with _explained(self.path):
+        with sqlitefile.explained(self.path):
             return self._connection.execute(query, values).fetchall()
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[Any]:
-        with _explained(self.path):
+        with sqlitefile.explained(self.path):
             self._connection.execute("BEGIN IMMEDIATE")  # takes its turn now, so that what it read stays true
             try:
                 yield self._connection.execute
@@ -380,7 +396,7 @@ class Ledger:
 
 
 def _prepare(connection: sqlite3.Connection, path: Path, patience_seconds: float) -> None:
-    _use_wal(connection, patience_seconds)
+    sqlitefile.use_wal(connection, patience_seconds)
     connection.execute("PRAGMA synchronous = FULL")  # NORMAL does not sync on commit
     connection.execute("PRAGMA foreign_keys = ON")
     version = _version(connection)
@@ -396,7 +412,7 @@ def _prepare(connection: sqlite3.Connection, path: Path, patience_seconds: float
             _apply(connection, _SCHEMA)
         else:
             if version < SCHEMA_VERSION:
-                _keep_copy(path, path.with_name(f"{path.name}.v{version}"))
+                sqlitefile.keep_copy(path, path.with_name(f"{path.name}.v{version}"))
             for newer in range(version + 1, SCHEMA_VERSION + 1):
                 _apply(connection, _UPGRADES[newer])
         connection.execute(f"PRAGMA user_version = {max(version, SCHEMA_VERSION)}")
@@ -410,59 +426,6 @@ def _version(connection: sqlite3.Connection) -> int:
 def _apply(connection: sqlite3.Connection, statements: str) -> None:
     for statement in statements.split(";\n"):
         connection.execute(statement)
-
-
-def _keep_copy(path: Path, copy: Path) -> None:
-    """Copy the ledger as it is on the disk to *copy*, whole or not at all. The caller holds the ledger's write lock."""
-    partial = copy.with_name(f".{copy.name}.part")
-    try:
-        partial.unlink(missing_ok=True)  # of a command that was killed here
-        os.close(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-        # A connection of its own: SQLite does not copy through one that is in the middle of writing.
-        with (
-            contextlib.closing(sqlite3.connect(path)) as source,
-            contextlib.closing(sqlite3.connect(partial)) as target,
-        ):
-            target.execute("PRAGMA synchronous = FULL")
-            source.backup(target)
-        partial.replace(copy)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _use_wal(connection: sqlite3.Connection, patience_seconds: float) -> None:
-    """Switching to WAL does not wait for its turn as everything else does, so the first commands at once must retry."""
-    deadline = time.monotonic() + patience_seconds
-    while True:
-        try:
-            if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-                connection.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)
-
-
-@contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors into one line with a remedy."""
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        text = str(error)
-        elsewhere = "keep the state elsewhere: export ORCHESTRATE_HOME=/a/folder/you/can/write"
-        if "full" in text:
-            raise StateError(f"the disk that holds {path} is full", hint=f"free some space, or {elsewhere}") from error
-        if "readonly" in text or "unable to open" in text or "disk I/O" in text:
-            raise StateError(f"cannot write {path}: {text}", hint=elsewhere) from error
-        if "locked" in text:
-            hint = "wait for the other orchestrate command, or see who holds it: lsof " + str(path)
-            raise StateError(f"{path} is locked by another process", hint=hint) from error
-        if "not a database" in text or "malformed" in text:
-            hint = f"put it aside (mv {path.name} {path.name}.damaged) and keep it: a new one is begun"
-            raise StateError(f"{path} is damaged: {text}", hint=hint) from error
-        raise
 
 
 def _assign(do: Any, run_id: str, changes: Mapping[str, Any]) -> None:

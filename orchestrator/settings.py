@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator import bundled, cloudspec
+from orchestrator import bundled, cloudspec, spendspec
 from orchestrator import spec as s
 from orchestrator.errors import BadInput, OrchestrateError, raise_all, shown
 
@@ -111,8 +111,8 @@ _TABLES: Mapping[str, tuple[str, Callable[[str, object], tuple[str, str]]]] = {
     "environment": ("environment", s.variable),
 }
 _LISTS = ("arguments", "allow_files")
-_TOP = (*(key for key in _SCALARS if "." not in key), *_TABLES, *_LISTS, "limits")
-_LIMITS = tuple(key.split(".")[1] for key in _SCALARS if key.startswith("limits."))
+_TOP = (*(key for key in _SCALARS if "." not in key), *_TABLES, *_LISTS, "limits", "prices")
+_LIMITS = (*(key.split(".")[1] for key in _SCALARS if key.startswith("limits.")), *spendspec.LIMITS)
 
 
 def find_file(folder: Path) -> Path | None:
@@ -245,6 +245,7 @@ def _read_table(table: dict[str, Any], problems: list[OrchestrateError]) -> dict
     for key in _LISTS:
         if key in table:
             _collect(problems, values, key, _string_list(key), table[key], key=key)
+    values["spending"] = spendspec.read(limits, table.get("prices", {}), problems)
     return values
 
 

@@ -126,12 +126,16 @@ def notes(
 def _worst(spec: TrainingSpec, machine: catalog.Machine, place: AwsPlace) -> str:
     """The most that the job can cost before SageMaker itself stops it."""
     hours = f"{place.max_seconds / 3600:.3g} h ({place.max_seconds_from})"
-    row = cost.row_for(machine, place.max_seconds + places.after_the_limit(spec), spec.count, place.region)
-    if row.usd is None:
+    most = places.ceiling_of(spec, machine, place.region)
+    if most is None:
         return f"hard stop after {hours}; what it can cost is not known, for want of a price of {machine.name}"
+    usd = f"{'' if most.price.published else '~'}{cost.format_usd(most.usd_at(place.max_seconds))}"
+    disk = f" and {most.disk_gb} GB of storage" if most.disk else ""
     warm = f", {place.options.keep_alive_minutes} min of warm pool included" if place.options.keep_alive_minutes else ""
-    most = f"at most {cost.format_usd(row.usd)} of machine time{warm}"
-    return f"hard stop after {hours}: {most}, and what the upload of its results takes"
+    said = (
+        f"hard stop after {hours}: at most {usd} of machine time{disk}{warm}, and what the upload of its results takes"
+    )
+    return "; ".join((said, *most.notes))
 
 
 def stand_in(folder: Path, *, port: int, region: str | None, faults: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import orchestrator
 from orchestrator.cli import main
 from orchestrator.runs import Ledger, RunState
 from tests.conftest import Orchestrate
@@ -209,3 +210,10 @@ def test_machines_that_cost_too_much_an_hour_are_left_out(orchestrate: Orchestra
     rows = list(csv.DictReader(io.StringIO(orchestrate("machines", "--max-usd", "0.5", "--csv").out)))
     assert rows
     assert all(Decimal(row["usd_per_hour"]) <= Decimal("0.5") for row in rows)
+
+
+@pytest.mark.usefixtures("home", "project")
+def test_from_python_it_is_the_same_document(orchestrate: Orchestrate) -> None:
+    told = orchestrator.estimate("mlp", hours=2, instance="ml.p3.16xlarge", regions=["us-east-1"])
+    typed = orchestrate(*ARTICLE, "--json").json
+    assert {**told, "made_at": None} == {**typed, "made_at": None}

@@ -8,21 +8,21 @@ import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import Any
 
-from estimates import catalog, images
+from estimates import catalog, ceiling, images
+from estimates.ceiling import Ceiling
+from orchestrator import budgets
 from orchestrator import spec as specs
 from orchestrator.aws import rules
+from orchestrator.budgets import DEFAULT_HOURS, MAX_SECONDS
 from orchestrator.errors import BadInput, NotInCatalog, OrchestrateError, OverBudget, shown
 from orchestrator.spec import CloudOptions, TrainingSpec
 
 PREFIX = "orchestrate"  # everything of ours in a bucket lies beneath it
 NAME_PREFIX = "orc-"
-DEFAULT_HOURS = 24  # SageMaker's own default, said aloud
 STOP_SECONDS = 120  # from SIGTERM to SIGKILL on SageMaker
 GRACE_SECONDS = 110  # what the script gets of it: the rest is for the last checkpoint's way to S3
-MAX_SECONDS = 28 * 86_400
 LEAST_WAIT_SECONDS = 4 * 3600
 _ROLE = re.compile(r"arn:(aws[a-z\-]*):iam::(\d{12}):role/[a-zA-Z_0-9+=,.@\-_/]+")
 _BUCKET = re.compile(r"(?!xn--|sthree-)(?!\d+\.\d+\.\d+\.\d+$)[a-z0-9](?:[a-z0-9.\-]{1,61})[a-z0-9]")
@@ -224,37 +224,60 @@ def _image(
 def limit(
     spec: TrainingSpec, machine: catalog.Machine | None, region: str | None, problems: list[OrchestrateError]
 ) -> tuple[int, str]:
-    """MaxRuntimeInSeconds, and where it comes from: --max-hours, else what --budget buys, else --max-wait or a day."""
-    asked = None if spec.max_hours is None else int(spec.max_hours * 3600)
-    if spec.budget_usd is None:
-        wait = spec.cloud.max_wait_hours
-        if asked is None and spec.spot and wait is not None and wait < DEFAULT_HOURS:
+    """MaxRuntimeInSeconds, and where it comes from: --max-hours, else what a budget buys, else --max-wait or a day."""
+    asked = budgets.asked_seconds(spec)
+    wait = None if asked is not None or not spec.spot else spec.cloud.max_wait_hours
+    budget = budgets.of(spec)
+    if budget is None:
+        if wait is not None and wait < DEFAULT_HOURS:
             return int(wait * 3600), "--max-wait"
         day = f"no --max-hours: SageMaker's own {DEFAULT_HOURS} h"
         return (DEFAULT_HOURS * 3600, day) if asked is None else (asked, "--max-hours")
     if machine is None or region is None or region not in catalog.regions("sagemaker"):
         return 0, ""  # said already
-    price = catalog.price(machine, region=region)
-    if price is None:
-        what = f"the price of {machine.name} in {region} is unknown, so --budget {spec.budget_usd} cannot be held"
-        problems.append(OverBudget(what, hint="choose a machine with a known price, or --max-hours in its place"))
-        return 0, ""
-    rate = price.usd_per_hour * spec.count
-    bought = spec.budget_usd * 3600 / rate - after_the_limit(spec)
-    seconds = min(int(bought.to_integral_value(ROUND_FLOOR)), MAX_SECONDS)
-    if seconds < specs.MIN_HOURS * 3600:
-        least = (rate * (60 + after_the_limit(spec)) / 3600).quantize(Decimal("0.01"), ROUND_CEILING)
-        what = f"--budget {spec.budget_usd} buys {max(0, seconds)} s of {spec.count} × {machine.name}"
-        problems.append(OverBudget(what, hint=f"a cheaper machine, or --budget {least} at least"))
-    elif asked is not None and asked > seconds:
-        worst = (rate * (asked + after_the_limit(spec)) / 3600).quantize(Decimal("0.01"), ROUND_CEILING)
-        buys = (Decimal(seconds) / 3600).quantize(Decimal("0.001"), ROUND_FLOOR)
-        what = f"worst case ${worst} ({spec.max_hours} h × {spec.count} × {machine.name})"
-        what += f" is over the budget of ${spec.budget_usd}"
-        problems.append(OverBudget(what, hint=f"the budget buys {buys} h: --max-hours {buys}"))
-    if asked is not None:
-        return asked, "--max-hours"
-    return seconds, f"what --budget {spec.budget_usd} buys at {price.usd_per_hour} USD an hour"
+    for path in _billed_apart(spec.cloud.extra):
+        what = f"[backend.sagemaker.extra] {path} is billed apart, so {budget.words} cannot be held"
+        problems.append(OverBudget(what, hint=f"leave {path.partition('.')[0]} out, or the budget"))
+    longest = MAX_SECONDS if wait is None else min(int(wait * 3600), MAX_SECONDS)
+    most = ceiling_of(spec, machine, region)
+    return budgets.hold(spec, machine, most, longest=longest, where=f" in {region}", problems=problems)
+
+
+def ceiling_of(spec: TrainingSpec, machine: catalog.Machine, region: str) -> Ceiling | None:
+    """The most that the request for *spec* can be billed, by the seconds of its hard stop; None: a price is not known."""
+    return ceiling.of(
+        machine,
+        count=spec.count,
+        region=region,
+        spot=spec.spot,
+        disk_gb=_volume_gb(spec.cloud),
+        keep_alive_seconds=60 * (spec.cloud.keep_alive_minutes or 0),
+        stop_seconds=STOP_SECONDS,
+    )
+
+
+def _volume_gb(options: CloudOptions) -> int:
+    """VolumeSizeInGB of the request, in which a raw field replaces the option."""
+    resources = options.extra.get("ResourceConfig")
+    raw = resources.get("VolumeSizeInGB") if isinstance(resources, Mapping) else None
+    return raw if isinstance(raw, int) and raw > 0 else options.volume_gb
+
+
+def _billed_apart(extra: Mapping[str, Any]) -> list[str]:
+    """What among the raw fields has machines of its own, which the hard stop does not end."""
+    found = [name for name in ("ServerlessJobConfig",) if name in extra]
+    for name in ("DebugRuleConfigurations", "ProfilerRuleConfigurations"):  # AWS's own rules cost nothing
+        rules_given = extra.get(name)
+        if isinstance(rules_given, list) and any(
+            isinstance(it, Mapping) and "InstanceType" in it for it in rules_given
+        ):
+            found.append(f"{name}.InstanceType")
+    resources = extra.get("ResourceConfig")
+    if isinstance(resources, Mapping):
+        found += [
+            f"ResourceConfig.{name}" for name in ("SelectedInstanceType", "SelectedInstanceCount") if name in resources
+        ]
+    return found
 
 
 def after_the_limit(spec: TrainingSpec) -> int:

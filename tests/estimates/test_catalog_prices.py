@@ -32,10 +32,11 @@ def regions() -> set[tuple[str, str]]:
 
 
 def test_a_price_is_of_a_machine_and_a_region_of_its_cloud() -> None:
+    ours, places = machines(), regions()
     for table in ("prices", "price_parts"):
         for row in read(table):
-            assert (row["cloud"], row["machine"]) in machines(), where(table, row)
-            assert (row["cloud"], row["region"]) in regions(), where(table, row)
+            assert (row["cloud"], row["machine"]) in ours, where(table, row)
+            assert (row["cloud"], row["region"]) in places, where(table, row)
 
 
 def test_a_base_price_is_of_the_machine_beneath_one_of_ours_and_of_a_region_of_its_cloud() -> None:
@@ -45,6 +46,16 @@ def test_a_base_price_is_of_the_machine_beneath_one_of_ours_and_of_a_region_of_i
         name = f"ml.{row['machine']}" if cloud == "sagemaker" else row["machine"]
         assert (cloud, name) in ours, where("base_prices", row)
         assert (cloud, row["region"]) in places, where("base_prices", row)
+
+
+def test_the_table_of_base_prices_can_be_split_at_its_commas() -> None:
+    """derived._bases does: the first four cells are plain, a line is a row, and the order of the columns stays."""
+    lines = (catalog.TABLES / "base_prices.csv").read_text("utf-8").splitlines()
+    assert lines[0] == "cloud,machine,region,market,usd_per_hour,as_of,as_of_precision,source"
+    rows = read("base_prices")
+    assert len(rows) == len(lines) - 1 == len(derived._bases())
+    for line, row in zip(lines[1:], rows, strict=True):
+        assert line.split(",")[:4] == list(row.values())[:4], line
 
 
 @pytest.mark.parametrize("table", ["prices", "base_prices", "price_parts", "rates", "accelerators"])
@@ -157,9 +168,10 @@ def test_a_family_without_a_reading_has_no_derived_price() -> None:
 
 
 def test_a_rate_is_of_a_known_unit_and_of_a_region_of_its_cloud() -> None:
+    places = regions()
     for row in read("rates"):
         cloud = "vertex" if row["cloud"] == "gce" else row["cloud"]
-        assert row["region"] == "*" or (cloud, row["region"]) in regions(), where("rates", row)
+        assert row["region"] == "*" or (cloud, row["region"]) in places, where("rates", row)
         assert row["unit"] in ("GB-month", "GiB-month", "GB", "GiB", "1,000 requests"), where("rates", row)
         assert row["published"] in ("yes", "no"), where("rates", row)
         assert row["published"] == "yes" or row["note"], where("rates", row)
