@@ -18,7 +18,6 @@ HOST_FAMILY = "n1-"
 # Of the many hosts that a GPU can have, the ones worth a row of a table.
 USUAL_HOSTS = ("n1-standard-4", "n1-standard-8", "n1-standard-16", "n1-standard-32")
 USUAL_VCPUS_PER_GPU = 4
-_TIMES = re.compile(r"(?:([0-9]{1,4})x)?(.*)", flags=re.DOTALL | re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +50,9 @@ def parts(name: str) -> tuple[str, Accelerator, int] | None:
     host, plus, rest = name.partition("+")
     if not plus:
         return None
-    times, model = _TIMES.fullmatch(rest.strip()).groups()  # type: ignore[union-attr]  # it matches any text
-    gpu, count = _gpu(host, model), int(times or 1)
+    times = re.match(r"([0-9]{1,4})x", rest.strip(), flags=re.IGNORECASE)
+    gpu = _gpu(host, rest.strip()[times.end() :] if times else rest.strip())
+    count = int(times[1]) if times else 1
     _check_host(host, gpu)
     if count not in gpu.vcpus_at_most:
         allowed = ", ".join(map(str, gpu.vcpus_at_most))

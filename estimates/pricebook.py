@@ -112,12 +112,10 @@ class Book:
 
         In a region the newest published row wins; a disk of Vertex AI that has none costs Compute Engine's and the fee.
         """
-        rows = [row for row in self.rates if row.item == item and row.cloud in (cloud, "")]
-        beneath = [row for row in self.rates if row.item == item and row.cloud == "gce" and cloud == "vertex"]
-        for place in (region, "*", DEFAULT_REGION[cloud]):
-            found = _newest(rows, place) or _with_fee(_newest(beneath, place))
-            if found is not None and (place != DEFAULT_REGION[cloud] or place == region):
-                return found
+        here = self._rate_in(cloud, item, region) or self._rate_in(cloud, item, "*")
+        if here is not None:
+            return here
+        found = self._rate_in(cloud, item, DEFAULT_REGION[cloud])
         if found is None:
             return None
         note = f"{found.region}'s; what it is in {region} was not read"
@@ -130,6 +128,13 @@ class Book:
     def with_terms(self, terms: Terms) -> Book:
         """The same book under *terms*."""
         return replace(self, terms=terms)
+
+    def _rate_in(self, cloud: str, item: str, region: str) -> Rate | None:
+        rows = [row for row in self.rates if row.item == item and row.region == region]
+        own = _newest(row for row in rows if row.cloud in (cloud, ""))
+        if own is not None or cloud != "vertex":
+            return own
+        return _with_fee(_newest(row for row in rows if row.cloud == derived.BENEATH[cloud]))
 
     def _price_in(self, machine: Machine, region: str, market: str) -> Price | None:
         rows = self._published(machine.cloud, machine.name, market)
@@ -253,14 +258,14 @@ def _fits(pattern: str, machine: Machine, region: str) -> bool:
     return name == machine.cloud or re.fullmatch(wanted, machine.name) is not None
 
 
-def _newest(rows: Iterable[Rate], region: str) -> Rate | None:
-    here = [row for row in rows if row.region == region]
-    return max(here, key=lambda row: (row.published, row.as_of, row.usd), default=None)
+def _newest(rows: Iterable[Rate]) -> Rate | None:
+    """Published before derived, then the newest, then the dearer."""
+    return max(rows, key=lambda row: (row.published, row.as_of, row.usd), default=None)
 
 
 def _with_fee(disk: Rate | None) -> Rate | None:
     """A disk of Compute Engine as a job of Vertex AI pays it."""
-    fee = derived.ratio("vertex", "pd-") if disk else None
+    fee = derived.ratio("vertex", disk.item.replace("_", "-")) if disk else None
     if disk is None or fee is None:
         return None
     with localcontext(rounding=ROUND_CEILING):

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator import backends, crashpoints, package, plan, state
+from orchestrator import backends, crashpoints, package, plan, spending, state
 from orchestrator import entrypoint as entrypoints
 from orchestrator import samples as sample_data
 from orchestrator import spec as specs
@@ -61,6 +61,12 @@ def join(prepared: Sequence[Prepared]) -> Launched | None:
         return _go_on(again, next(one for one in prepared if one.launch_key == again.launch_key), None)
 
 
+def joins(prepared: Sequence[Prepared]) -> bool:
+    """Would `join` go on with a run that is there already? Whoever asks before money is spent need not ask then."""
+    keys = [one.launch_key for one in prepared if one.launch_key is not None]
+    return bool(keys) and _same(keys, prepared[0].asked_at) is not None
+
+
 def resume(run: Run, *, progress: Progress | None = None) -> Launched:
     """Go on with a run whose submit was killed, or whose create call got no answer: nothing is launched twice."""
     if run.launch_key is None or run.ended:
@@ -103,7 +109,9 @@ def _submit_new(prepared: Prepared, progress: Progress | None) -> Launched:
     try:
         with Ledger.open(state.ledger_file()) as ledger:
             crashpoints.reached("ledger open")
-            ledger.insert(run := _intent(prepared))
+            with spending.prices_of(decided.spec):
+                # In one transaction with the row: what is left of a month is this run's or another's, never both's.
+                ledger.insert(run := _intent(prepared), admit=spending.admission(decided))
             crashpoints.reached("intent written")
             return _start(run, prepared.backend, prepared.manifest, prepared.channels, ledger, progress)
     except OrchestrateError:
@@ -202,6 +210,8 @@ def _intent(prepared: Prepared) -> Run:
     described = plan.as_json(decided)
     if cloud is not None:
         described["job"] = plan.job_file(decided)
+    if (most := spending.reservation(decided)) is not None:
+        described["ceiling"] = most
     return Run(
         id=decided.run_id,
         name=decided.name,

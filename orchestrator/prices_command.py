@@ -38,7 +38,9 @@ def refresh(
     One that fails does not take the other's prices along: they are kept and told before its error is raised.
     Raises NotInCatalog, LoginNeeded, CloudRefused, BadInput, StateError.
     """
-    profile, own_region = _own_settings(profile)
+    own_region = None
+    if not clouds or "sagemaker" in clouds:
+        profile, own_region = _own_settings(profile)
     asked = _asked(clouds, regions, all_regions, own_region)
     before = _book()
     read: list[_Read] = []
@@ -62,13 +64,13 @@ def refresh(
 
 
 def _own_settings(profile: str | None) -> tuple[str | None, str | None]:
-    """The AWS profile and the region of the command line, else of orchestrate.toml, else of this shell."""
+    """The AWS profile and the SageMaker region of the command line, else of orchestrate.toml, else of this shell."""
     from orchestrator.aws import place
 
     file = settings.find_file(Path.cwd())
     spec = settings.load(settings.Flags(), file) if file else None
     profile = profile or (spec.cloud.profile if spec else None)
-    if spec and spec.region:
+    if spec and spec.region in catalog.regions("sagemaker"):
         return profile, spec.region
     return profile, place.region_of(None, profile)
 

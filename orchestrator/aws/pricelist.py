@@ -73,6 +73,11 @@ def _pages(client: Any, asked: dict[str, Any]) -> Iterator[str]:
     token = None
     for _ in range(MOST_PAGES):
         answer = client.get_products(**asked, **({"NextToken": token} if token else {}))
+        if "PriceList" not in answer and "FormatVersion" not in answer:
+            # botocore takes a body that it cannot read, such as a proxy's page, for an answer that says nothing.
+            raise CloudRefused(
+                "AWS's price list answers with something else than prices", hint="the same command later"
+            )
         yield from answer.get("PriceList", ())
         before, token = token, answer.get("NextToken")
         if not token:

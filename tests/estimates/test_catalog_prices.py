@@ -242,6 +242,23 @@ def test_the_docs_count_what_the_tables_hold(cloud: str, title: str) -> None:
     assert tuple(map(int, row.groups())) == (len(catalog.machines(cloud)), *counted(cloud))
 
 
+def test_the_readmes_answer_on_the_articles_prices_is_what_the_book_says() -> None:
+    readme = (REPOSITORY / "README.md").read_text("utf-8").split("## Questions")[1]
+    cheapest = min(
+        (row.usd_per_hour, machine.name, row.region, row.dated)
+        for machine in catalog.machines("sagemaker")
+        for row in catalog.prices(machine)
+        if row.market == "on_demand"
+    )
+    assert cheapest == (Decimal("0.05"), "ml.t3.medium", "us-west-2", "2026-09-01")
+    assert "ml.t3.medium, at $0.05 (us-west-2, 2026-09-01)" in readme
+    large = catalog.price(catalog.machine("ml.p3.16xlarge"))
+    assert large
+    assert f"~${large.usd_per_hour} in {large.region}" in readme
+    assert large.formula == "EC2 $24.48 × 1.15"
+    assert f"{large.usd_per_hour / Decimal('4.256'):.1f} times the article's figure" in readme
+
+
 def test_the_docs_count_the_rows_too() -> None:
     docs = (REPOSITORY / "docs" / "prices.md").read_text("utf-8")
     bases = Counter(row["cloud"] for row in read("base_prices"))
