@@ -83,7 +83,7 @@ class Book:
         elsewhere = [self._price_in(machine, place, market) for place in self._regions_of(machine) if place != default]
         return min(
             (found for found in elsewhere if found is not None),
-            key=lambda found: (not found.region.startswith(part_of_world), not found.published, *_trust(found)),
+            key=lambda found: (not found.region.startswith(part_of_world), *_trust(found)),
             default=None,
         )
 
@@ -232,7 +232,7 @@ def days_old(as_of: date, today: date) -> int | None:
 
 
 def _trust(row: Price) -> tuple[int, int, Decimal, str]:
-    """Sorts the row that is believed first: by component, then the newest, then the dearer."""
+    """Sorts the row that is believed first: by component (a derived price last), then the newest, then the dearer."""
     order = COMPONENTS[row.market]
     rank = order.index(row.component) if row.component in order else len(order)
     return rank, -row.as_of.toordinal(), -row.usd_per_hour, row.region

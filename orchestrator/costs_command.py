@@ -15,13 +15,16 @@ from datetime import UTC, date, datetime
 from decimal import ROUND_CEILING, ROUND_HALF_UP, Decimal, localcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from estimates.cost import format_usd
 from orchestrator import money, state
 from orchestrator.errors import BadInput, OrchestrateError, raise_all, shown
 from orchestrator.runs import Ledger, Run, utc_now
 from orchestrator.tables import Column, cell, console, print_table
+
+if TYPE_CHECKING:
+    from orchestrator.spending import Month
 
 CHOICES = ("month", "script", "machine")
 SHOWN_IDS = 5
@@ -131,6 +134,14 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Limit:
+    """What this month's runs may cost together, and how the month stands: with what they can still come to."""
+
+    usd: Decimal
+    month: Month
+
+
+@dataclass(frozen=True)
 class Report:
     """All that is told: cloud runs in groups, and those that cost nothing apart."""
 
@@ -142,7 +153,7 @@ class Report:
     rehearsed: tuple[Run, ...]
     would_have_cost: Decimal | None
     local: tuple[Run, ...]
-    limit: Decimal | None
+    limit: Limit | None
 
     @property
     def empty(self) -> bool:
@@ -158,10 +169,11 @@ def run(*, by: tuple[str, ...], since: str | None, until: str | None, as_json: b
     if first and end and first >= end:
         problems.append(BadInput(f"no day lies between --since {first} and --until {end}", hint="put --until later"))
     raise_all(problems)
+    now = utc_now()
     with Ledger.open_to_read(state.ledger_file()) as ledger:
         runs = ledger.newest()
-    limit, note = _month_limit()
-    found = report(runs, wanted, first, end, limit, utc_now())
+        limit, note = _limit(ledger, now)
+    found = report(runs, wanted, first, end, limit, now)
     if as_json:
         from orchestrator.render import print_json
 
@@ -175,7 +187,7 @@ def run(*, by: tuple[str, ...], since: str | None, until: str | None, as_json: b
 
 
 def report(
-    runs: Iterable[Run], by: tuple[str, ...], since: date | None, until: date | None, limit: Decimal | None, now: str
+    runs: Iterable[Run], by: tuple[str, ...], since: date | None, until: date | None, limit: Limit | None, now: str
 ) -> Report:
     """What *runs* that began from *since* on and before *until* (UTC) have cost up to *now*."""
     chosen = [run for run in runs if _within(begun(run).date(), since, until)]
@@ -256,13 +268,18 @@ def _day(option: str, text: str | None, problems: list[OrchestrateError]) -> dat
     return None
 
 
-def _month_limit() -> tuple[Decimal | None, str | None]:
-    """USD a month that orchestrate.toml allows, and a note where the file cannot be read."""
+def _limit(ledger: Ledger, now: str) -> tuple[Limit | None, str | None]:
+    """The month's limit of orchestrate.toml, if it has one, and a note where the file cannot be read."""
     from orchestrator import settings
 
     try:
         file = settings.find_file(Path.cwd())
-        return (None if file is None else settings.load(settings.Flags(), file).spending.per_month_usd), None
+        usd = None if file is None else settings.load(settings.Flags(), file).spending.per_month_usd
+        if usd is None:
+            return None, None
+        from orchestrator import spending
+
+        return Limit(usd, spending.month(ledger.billed_since, now)), None
     except OrchestrateError as error:
         return None, f"note: the limits are not shown: {error.what}"
 
@@ -278,7 +295,7 @@ def _show(found: Report) -> None:
         out.print("next: orchestrate submit" if not span else "next: orchestrate costs")
         return
     if found.groups:
-        out.print(f"[bold]What runs have cost[/], by {' and '.join(found.by)}{span} (UTC)")
+        out.print(f"[bold]What runs have cost[/], by {', then by '.join(found.by)}{span} (UTC)")
         columns = (
             Column(" / ".join(found.by), least=16),
             Column("runs", right=True),
@@ -331,13 +348,15 @@ def _remarks(found: Report) -> Iterator[str]:
         yield "≤ holds an estimate that is only the most that a run could cost; no ratio is taken of it"
     if not total.exact:
         yield "~ is not by the cloud's own count of seconds, or not at a published price"
+    if total.usd is not None:
+        yield "machine time alone: disks, storage, logs and transfer are on the cloud's own bill"
     if found.rehearsed:
         would = f" (would have cost {format_usd(found.would_have_cost)})" if found.would_have_cost is not None else ""
         yield f"{_runs(len(found.rehearsed))} rehearsed: $0{would}"
     if found.local:
         yield f"{_runs(len(found.local))} on this machine: $0"
     if found.limit is not None:
-        yield f"limit: {format_usd(found.limit)} a month (per_month_usd of orchestrate.toml)"
+        yield f"limit: {found.limit.month.words(found.limit.usd)} (per_month_usd of orchestrate.toml)"
 
 
 def _runs(count: int) -> str:
@@ -358,7 +377,17 @@ def document(found: Report) -> dict[str, Any]:
         "unknown_runs": [entry.run.id for entry in found.total.entries if entry.unknown],
         "rehearsed": {"runs": len(found.rehearsed), "would_have_cost_usd": _plain(found.would_have_cost)},
         "local": {"runs": len(found.local)},
-        "limit_per_month_usd": _plain(found.limit),
+        "limit": None if found.limit is None else _limit_json(found.limit),
+    }
+
+
+def _limit_json(limit: Limit) -> dict[str, Any]:
+    return {
+        "per_month_usd": _plain(limit.usd),
+        "month": limit.month.name,
+        "used_usd": _plain(limit.month.used),
+        "reserved_usd": _plain(limit.month.reserved_usd),
+        "unknown_runs": [run.id for run in limit.month.unknown],
     }
 
 

@@ -19,6 +19,7 @@ from orchestrator.tables import Column, cell, console, print_table
 
 SHOWN_CHANGES = 40
 SHOWN_NAMES = 12
+LEAST_PERCENT = Decimal("0.05")  # what would be shown as +0.0 %: the last digits of a derived price, for the most part
 Progress = Callable[[str, int, int], None]
 
 
@@ -223,7 +224,8 @@ class _Read:
         cloud, as_of = CLOUD_NAMES[reading.cloud], max(row.as_of for row in reading.prices)
         regions = self.regions[0] if len(self.regions) == 1 else f"{len(self.regions)} regions"
         what = f"{render.counted(len(reading.prices), 'price')} of {render.counted(len(self.machines), 'machine')}"
-        yield f"{cloud}: {what} in {regions}, as of {as_of}, in {render.shown_path(self.kept.path)}"
+        disks = f", {render.counted(len(reading.rates), 'rate')} of disks" if reading.rates else ""
+        yield f"{cloud}: {what} in {regions}{disks}, as of {as_of}, in {render.shown_path(self.kept.path)}"
         if self.silent and reading.cloud == "sagemaker":
             yield f"  no price is listed in {_some(self.silent)}: what is known of them stays as it is"
         if self.kept.newer_there:
@@ -399,14 +401,16 @@ _COLUMNS = (
 def _print_changes(changes: _Changes, title: str) -> None:
     """The changes, the greatest first, and how many prices are new, gone and as before."""
     out = console()
-    out.print(f"\n[bold]Changes[/], {title}")
-    if changes.changed:
-        rows = [_words(one) for one in changes.changed[:SHOWN_CHANGES]]
+    out.print(f"\n[bold]Changes[/], {title}", soft_wrap=True)
+    notable = [one for one in changes.changed if abs(one.percent or Decimal(0)) >= LEAST_PERCENT]
+    if notable:
+        rows = [_words(one) for one in notable[:SHOWN_CHANGES]]
         print_table(out, _COLUMNS, [[cell(word) for word in row] for row in rows], ("old of", "new of"))
-    if len(changes.changed) > SHOWN_CHANGES:
-        out.print(f"… and {len(changes.changed) - SHOWN_CHANGES} more: --json lists all")
-    counted = render.counted(changes.unchanged, "price")
-    out.print(f"{len(changes.changed)} changed, {counted} as before")
+    if len(notable) > SHOWN_CHANGES:
+        out.print(f"… and {len(notable) - SHOWN_CHANGES} more: --json lists all")
+    slight = len(changes.changed) - len(notable)
+    slightly = f", {slight} by less than {LEAST_PERCENT} %" if slight else ""
+    out.print(f"{len(notable)} changed{slightly}, {render.counted(changes.unchanged, 'price')} as before")
     for name, found in (("new", changes.new), ("not listed any more", changes.gone)):
         if found:
             names = sorted({one.machine for one in found})

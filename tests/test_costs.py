@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -192,18 +193,18 @@ def test_a_new_price_in_the_book_does_not_change_what_runs_have_cost() -> None:
 
 
 def test_a_refreshed_price_file_does_not_change_what_runs_have_cost(home: Path, orchestrate: Orchestrate) -> None:
-    keep(home, [run for run in some_runs() if run.ended])
-    before = orchestrate("costs", "--json").out
+    ended = [run for run in some_runs() if run.ended]
+    keep(home, ended)
     shipped = (REPOSITORY / "estimates" / "catalog" / "prices.csv").read_text("utf-8")
-    head, *rows = shipped.splitlines()
+    head = shipped.splitlines()[0]
     (home / "prices").mkdir()
-    at = head.split(",").index("usd_per_hour")
-    dear = [
-        ",".join([*row[:at], "999", *row[at + 1 :]]) for row in csv.reader(rows) if not any("," in part for part in row)
-    ]
-    assert len(dear) > 20
-    (home / "prices" / "aws.csv").write_text("\n".join([head, *dear]) + "\n")
-    assert orchestrate("costs", "--json").out == before
+    dear = f"sagemaker,{GPU},us-east-1,on_demand,Training,999,2026-11-21,day,A,a newer list,"
+    (home / "prices" / "aws.csv").write_text(f"{head}\n{dear}\n")
+    with pricebook.using(pricebook.read_files(home / "prices")):
+        newer = catalog.price(catalog.machine(GPU))
+        assert newer is not None
+        assert newer.usd_per_hour == 999
+    assert orchestrate("costs", "--json").json == told(ended)
 
 
 def test_the_table_says_all_that_the_sums_leave_out(home: Path, orchestrate: Orchestrate) -> None:
@@ -212,14 +213,15 @@ def test_the_table_says_all_that_the_sums_leave_out(home: Path, orchestrate: Orc
     assert answer.code == 0, answer.err
     assert [line.rstrip() for line in answer.out.splitlines()] == [
         "What runs have cost, by month (UTC)",
-        "month    runs  actual  estimated  actual/estimate  no known cost",
-        "2026-09     1   $1.00      $2.00             0.50              -",
-        "2026-10     2   $4.00      $3.00             1.33              1",
-        "2026-11     3   $0.75   ≤ $24.40             1.25              -",
-        "total       6   $5.75   ≤ $29.40             1.02              1",
+        "month    runs   actual  estimated  actual/estimate  no known cost",
+        "2026-09     1    $1.00      $2.00             0.50              -",
+        "2026-10     2    $4.00      $3.00             1.33              1",
+        "2026-11     3  $0.7500   ≤ $24.40             1.25              -",
+        "total       6    $5.75   ≤ $29.40             1.02              1",
         "1 run without a known cost, in no sum: r-dark",
         "1 run never began: nothing was billed",
         "≤ holds an estimate that is only the most that a run could cost; no ratio is taken of it",
+        "machine time alone: disks, storage, logs and transfer are on the cloud's own bill",
         "1 run rehearsed: $0 (would have cost $1.00)",
         "1 run on this machine: $0",
         "next: orchestrate costs --by script   or: orchestrate costs --csv",
@@ -237,10 +239,10 @@ def test_what_still_runs_or_has_a_derived_price_is_shown_as_rough(
     assert [line.split()[2] for line in lines[2:5]] == ["~$1.00", "$1.00", "~$2.00"]
 
 
-def test_csv_has_a_line_for_each_innermost_group(home: Path, orchestrate: Orchestrate) -> None:
+def test_csv_has_a_line_for_each_innermost_group(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     keep(home, some_runs())
-    answer = orchestrate("costs", "--by", "month", "--by", "machine", "--csv", "--until", "2026-11-01")
-    rows = list(csv.DictReader(io.StringIO(answer.out)))
+    costs_command.run(by=("month", "machine"), since=None, until="2026-11-01", as_json=False, as_csv=True)
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [(row["month"], row["machine"], row["usd"], row["unknown_runs"]) for row in rows] == [
         ("2026-09", GPU, "1.000000", "0"),
         ("2026-10", GPU, "4.000000", "0"),
@@ -251,7 +253,6 @@ def test_csv_has_a_line_for_each_innermost_group(home: Path, orchestrate: Orches
 def test_an_empty_ledger_is_one_clear_line_and_no_error(orchestrate: Orchestrate) -> None:
     answer = orchestrate("costs")
     assert (answer.code, answer.out, answer.err) == (0, "there are no runs yet\nnext: orchestrate submit\n", "")
-    assert orchestrate("costs", "--json").json["total"]["runs"] == 0
 
 
 def test_local_runs_alone_have_cost_nothing(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,20 +263,31 @@ def test_local_runs_alone_have_cost_nothing(home: Path, capsys: pytest.CaptureFi
     )
 
 
-def test_the_months_limit_is_that_of_the_settings_file(home: Path, project: Path, orchestrate: Orchestrate) -> None:
-    keep(home, some_runs())
+def test_the_months_limit_is_that_of_the_settings_file(
+    home: Path, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    today = runs.utc_now()
+    ceiling = {"usd": "9.5", "seconds": 9000, "usd_per_second": "0.001", "disk_usd_per_second": "0", "kept_seconds": 0}
+    alive = a_run("r-now", today, seconds=None, state="running", ended_at=None)
+    keep(home, [replace(alive, plan={**alive.plan, "ceiling": ceiling}), a_run("r-1", today, actual_usd="1.00")])
     (project / "orchestrate.toml").write_text("[limits]\nper_month_usd = 250\n")
-    assert "limit: $250.00 a month" in orchestrate("costs").out
-    assert orchestrate("costs", "--json").json["limit_per_month_usd"] == "250.000000"
+    costs_command.run(by=(), since=None, until=None, as_json=False, as_csv=False)
+    said = f"limit: $1.00 of $250.00 used in {today[:7]}, $9.50 reserved by r-now ($9.50), $239.50 left"
+    assert said in capsys.readouterr().out
+    costs_command.run(by=(), since=None, until="2020-01-01", as_json=True, as_csv=False)
+    limit = json.loads(capsys.readouterr().out)["limit"]
+    assert (limit["per_month_usd"], limit["used_usd"], limit["reserved_usd"]) == ("250.000000", "1.000000", "9.500000")
 
 
 def test_a_settings_file_with_a_fault_does_not_hide_the_costs(
-    home: Path, project: Path, orchestrate: Orchestrate
+    home: Path, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     keep(home, some_runs())
     (project / "orchestrate.toml").write_text("[limits]\nper_month_usd = 'much'\n")
-    answer = orchestrate("costs", "--json")
-    assert (answer.code, answer.json["limit_per_month_usd"]) == (0, None)
+    costs_command.run(by=(), since=None, until=None, as_json=True, as_csv=False)
+    answer = capsys.readouterr()
+    assert json.loads(answer.out)["total"]["runs"] == 7
+    assert json.loads(answer.out)["limit"] is None
     assert "note: the limits are not shown" in answer.err
 
 

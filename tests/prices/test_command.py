@@ -68,7 +68,7 @@ def test_both_clouds_are_read_and_their_prices_hold_from_then_on(
     assert rate is not None
     assert (str(spot.usd_per_hour), str(rate.usd), rate.published) == ("1.4", "0.15", True)
     out = capsys.readouterr().out
-    assert f"SageMaker: 3 prices of 3 machines in 2 regions, as of {today}, in " in out
+    assert f"SageMaker: 3 prices of 3 machines in 2 regions, 1 rate of disks, as of {today}, in " in out
     assert "Vertex AI: " in out
     assert "3 management fee, which the on-demand price contains" in out
     assert "\nnext: orchestrate " in out
@@ -302,6 +302,16 @@ def test_diff_of_a_file_compares_it_with_what_holds_now_and_keeps_nothing(
     (changed,) = json.loads(capsys.readouterr().out)["diff"]["changed"]
     assert (changed["old_usd_per_hour"], changed["new_usd_per_hour"], changed["change_percent"]) == ("4", "5", "25.00")
     assert price("ml.p3.2xlarge", "us-east-1") == "4 of 2026-11-15"
+
+
+def test_a_change_too_small_to_be_shown_is_counted_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = written(tmp_path, "x.json", bulk([offer("ml.p3.2xlarge", "3.8251"), offer("ml.m5.large", "0.2")]))
+    prices_command.diff(file, False)
+    out = capsys.readouterr().out
+    assert "1 changed, 1 by less than 0.05 %, 0 prices as before" in out
+    assert not [line for line in out.splitlines() if line.startswith("ml.p3.2xlarge")]
+    prices_command.diff(file, True)
+    assert len(json.loads(capsys.readouterr().out)["diff"]["changed"]) == 2
 
 
 def test_a_long_list_of_changes_is_cut_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
