@@ -88,6 +88,11 @@ def attachable() -> tuple[Machine, ...]:
     return accelerators.usual()
 
 
+def suggested(machine: Machine) -> bool:
+    """Whether to name *machine* to somebody who has not: not the smallest of Vertex AI, which no source calls fit to train."""
+    return machine.cloud != "vertex" or (machine.vcpus or 0) >= VERTEX_LEAST_VCPUS
+
+
 def price(machine: Machine, *, region: str | None = None) -> Price | None:
     """What an hour of *machine* costs on demand, or None if the book does not know.
 

@@ -42,15 +42,10 @@ def choose(
         found = [machine for name in names if (machine := _named(name, cloud, problems)) is not None]
         return Choice(tuple(found), _of(found, places, problems), named=True)
     clouds = [cloud] if cloud else [name for name in catalog.CLOUD_NAMES if not places or name in places]
-    machines = [machine for name in clouds for machine in catalog.machines(name) if every or _suggested(machine)]
+    machines = [machine for name in clouds for machine in catalog.machines(name) if every or catalog.suggested(machine)]
     if "vertex" in clouds:
         machines += catalog.attachable()
     return Choice(_with_gpu(machines, gpu, problems), places)
-
-
-def _suggested(machine: catalog.Machine) -> bool:
-    """Vertex AI's smallest machines are in the catalog, but no source says that a training job takes them."""
-    return machine.cloud != "vertex" or (machine.vcpus or 0) >= catalog.VERTEX_LEAST_VCPUS
 
 
 def _cloud(backend: str | None, problems: list[OrchestrateError]) -> str | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from decimal import ROUND_CEILING, Decimal, localcontext
 from typing import TYPE_CHECKING, Any
 
-from estimates import cost
+from estimates import catalog, cost
 from orchestrator.plan import Plan
 from orchestrator.tables import Column, cell, console, duration, print_table
 
@@ -47,7 +48,7 @@ def show_costs(plan: Plan, seconds: float | None, seconds_from: str, out: Consol
 def _cost_cells(row: cost.CostRow) -> list[Text]:
     price = row.price
     derived = "" if price is None or price.published else "~"
-    hourly = "unknown" if price is None else f"{derived}${price.usd_per_hour * row.count:,.4f}"
+    hourly = "unknown" if price is None else f"{derived}{_four_digits(price.usd_per_hour * row.count)}"
     cost_text = (derived if row.usd is not None else "") + cost.format_usd(row.usd) if row.hours is not None else "-"
     machine = row.machine.name if row.count == 1 else f"{row.count} × {row.machine.name}"
     dated = price.dated if price else "-"
@@ -55,10 +56,15 @@ def _cost_cells(row: cost.CostRow) -> list[Text]:
     return [cell(text) for text in words]
 
 
+def _four_digits(usd: Decimal) -> str:
+    with localcontext(rounding=ROUND_CEILING):
+        return f"${usd:,.4f}"
+
+
 def cheapest_of_each_kind(rows: Iterable[cost.CostRow]) -> list[cost.CostRow]:
     """The first row of every kind of accelerator in each cloud."""
     kinds: dict[tuple[str, str | None], cost.CostRow] = {}
-    for row in rows:
+    for row in filter(lambda row: catalog.suggested(row.machine), rows):
         kinds.setdefault((row.machine.cloud, row.machine.gpu), row)
     return list(kinds.values())
 

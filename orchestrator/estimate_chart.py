@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import ROUND_CEILING, Decimal, localcontext
 from typing import Any
 
 from estimates.catalog import CLOUD_NAMES
@@ -86,7 +86,7 @@ def scatter(points: Sequence[Point]) -> tuple[dict[str, Any], int, str]:
             "type": "log",
             "range": _range([point.hours for point in points]),
         },
-        yaxis={"title": {"text": "cost, USD"}, "type": "log", "range": _range([point.usd for point in points])},
+        yaxis={"title": {"text": "cost, USD"}, "type": "log", "range": _range([point.usd for point in points], 2)},
         annotations=_annotations(points),
     )
     caption = (
@@ -157,11 +157,11 @@ def _layout(**own: Any) -> dict[str, Any]:
     }
 
 
-def _range(values: Sequence[float]) -> list[float]:
-    """The logarithms between which an axis shows *values* with room around them."""
+def _range(values: Sequence[float], below: float = 1.3) -> list[float]:
+    """The logarithms between which an axis shows *values* with room around them: *below* times as much at the low end."""
     low, high = math.log10(min(values)), math.log10(max(values))
     room = max(0.1 * (high - low), 0.15)
-    return [low - 1.3 * room, high + room]
+    return [low - below * room, high + room]
 
 
 def _annotations(points: Sequence[Point]) -> list[dict[str, Any]]:
@@ -238,7 +238,8 @@ def price(row: Mapping[str, Any]) -> str:
 def hourly(row: Mapping[str, Any]) -> str:
     if row["price_usd_per_hour"] is None:
         return "unknown"
-    return f"{'~' if row['price_published'] is False else ''}${row['price_usd_per_hour']}"
+    with localcontext(rounding=ROUND_CEILING):
+        return f"{'~' if row['price_published'] is False else ''}${Decimal(row['price_usd_per_hour']):,.4f}"
 
 
 # In the browser

@@ -38,7 +38,7 @@ def page(document: Mapping[str, Any]) -> str:
         figure, height, caption = chart.scatter(points) if compared else chart.bars(points)
         drawn = f"{_chart_box(height)}<p class='caption'>{escaped(caption + _left_out(document, market))}</p>"
         scripts = [plotly_js, f"const FIGURE = {_json(figure)};{chart.SCRIPT}", _SORT_JS]
-    body = (*_heading(document), drawn, _table(document["rows"]), *_words(document))
+    body = (*_heading(document), drawn, _table(document), *_words(document))
     return _PAGE.format(
         policy=f"default-src 'none'; script-src {' '.join(map(_hash, scripts))}; style-src 'unsafe-inline';"
         " img-src data: blob:; base-uri 'none'; form-action 'none'",
@@ -122,11 +122,12 @@ _COLUMNS = ("machine", "cloud", "region", "GPUs", "vCPU", "GiB", "time", "on dem
 _RIGHT = {"vCPU", "GiB", "time", "on demand", "on spot", "per hour"}
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+def _table(document: Mapping[str, Any]) -> str:
     """Every row, readable without the script; with it, a click on a column's name sorts."""
+    rows = document["rows"]
     sources = {source: number for number, source in enumerate(_known_sources(rows), 1)}
     head = "".join(f"<th scope='col'{_class(name)}>{name}</th>" for name in _COLUMNS)
-    body = "\n".join(f"<tr>{_cells(row, sources)}</tr>" for row in rows)
+    body = "\n".join(f"<tr>{_cells(row, sources, document['hours_from'])}</tr>" for row in rows)
     return (
         "<h2>All machines</h2>"
         "<div class='scroll' role='region' aria-label='All machines' tabindex='0'>"
@@ -138,7 +139,8 @@ def _class(name: str) -> str:
     return " class='number'" if name in _RIGHT else ""
 
 
-def _cells(row: Mapping[str, Any], sources: Mapping[str, int]) -> str:
+def _cells(row: Mapping[str, Any], sources: Mapping[str, int], hours_from: str | None) -> str:
+    why = "" if row["hours_from"] == hours_from else f"<small class='why'>{escaped(row['hours_from'])}</small>"
     badges = "".join(f" <b class='mark'>{escaped(mark)}</b>" for mark in row["marks"])
     retired = f"<br><small>{escaped(row['retired'])}</small>" if row["retired"] else ""
     number = sources.get(str(row["price_source"]))
@@ -152,7 +154,7 @@ def _cells(row: Mapping[str, Any], sources: Mapping[str, int]) -> str:
         (escaped(chart.accelerators(row) or "-"), gpu_gib),
         (escaped(row["vcpus"] or "-"), row["vcpus"]),
         (escaped("-" if row["memory_gib"] is None else f"{row['memory_gib']:g}"), row["memory_gib"]),
-        (escaped(chart.time(row["hours"])), row["hours"]),
+        (f"{escaped(chart.time(row['hours']))}{why}", row["hours"]),
         (_cost_cell(row, "usd"), row["usd"]),
         (_cost_cell(row, "usd_spot"), row["usd_spot"]),
         (escaped(chart.hourly(row)), row["price_usd_per_hour"]),
@@ -219,9 +221,11 @@ li:target { background: var(--mark); }
 a { color: inherit; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; overflow-wrap: normal; }
-th, td { padding: 5px 10px; text-align: left; white-space: nowrap; vertical-align: top; }
+th, td { padding: 5px 8px; text-align: left; white-space: nowrap; vertical-align: top; }
 th { border-bottom: 1px solid var(--line); }
 tbody tr + tr td { border-top: 1px solid var(--line); }
+th:first-child, td:first-child { position: sticky; left: 0; background: var(--paper); }
+td .why { display: block; white-space: normal; min-width: 18ch; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
 th button { all: unset; cursor: pointer; font-weight: bold; }
 th button:focus-visible { outline: 2px solid; outline-offset: 2px; }

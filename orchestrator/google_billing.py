@@ -38,7 +38,7 @@ def api_key(file: Path | None) -> str | None:
         if not key:
             return None
     else:
-        place = shown(file)
+        place = shown(file, 300)
         try:
             with file.expanduser().open("rb") as opened:
                 key = opened.read(4096).decode("ascii", "replace")

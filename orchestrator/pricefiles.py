@@ -207,4 +207,4 @@ def _explained(path: Path) -> Iterator[None]:
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise BadInput(f"{path.name} is damaged: {error}", hint="download it again") from error
     except OSError as error:
-        raise BadInput(f"cannot read {shown(path)}: {error.strerror}", hint="check the path") from error
+        raise BadInput(f"cannot read {shown(path, 300)}: {error.strerror}", hint="check the path") from error

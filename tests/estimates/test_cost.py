@@ -63,7 +63,7 @@ def test_a_worst_case_grows_with_hours_and_machines() -> None:
 
 
 def test_a_worst_case_in_a_region_without_a_price_is_unknown() -> None:
-    assert cost.worst_case(catalog.machine("ml.t3.medium"), 1, 1, "us-east-1") is None
+    assert cost.worst_case(catalog.machine("ml.p5en.48xlarge"), 1, 1, "us-east-1") is None
 
 
 @settings(deadline=None)
@@ -93,7 +93,7 @@ def test_rows_of_a_region_are_of_that_region_only() -> None:
     rows = cost.rows(3600, regions={"sagemaker": "eu-west-1"}, clouds=("sagemaker",))
     assert {row.region for row in rows} == {"eu-west-1"}
     assert {row.price.region for row in rows if row.price} == {"eu-west-1"}
-    assert "ml.t3.medium" not in {row.machine.name for row in rows}
+    assert "ml.p5en.48xlarge" not in {row.machine.name for row in rows}
 
 
 def test_rows_of_a_cloud_whose_region_is_not_given_say_where_their_price_is_from() -> None:
@@ -109,7 +109,7 @@ def test_without_hours_the_hourly_price_is_known_and_the_cost_is_not() -> None:
 
 
 def test_an_unknown_price_is_a_row_that_says_unknown() -> None:
-    row = cost.row_for(catalog.machine("ml.p3.16xlarge"), 7200, 2, "us-east-1")
+    row = cost.row_for(catalog.machine("ml.trn1.2xlarge"), 7200, 2, "us-east-1")
     assert (row.price, row.usd, row.hours, row.region) == (None, None, Decimal(2), "us-east-1")
     assert cost.format_usd(row.usd) == "unknown"
     shown = cost.as_json(row)

@@ -249,11 +249,11 @@ def whole(text: io.StringIO, depth: int) -> list[tuple[offers.Path, Any]]:
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
-    max_leaves=20,
+    max_leaves=8,
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(json_values, st.sampled_from([None, 2]))
 def test_a_document_comes_as_json_reads_it_however_it_dribbles_in(value: Any, indent: int | None) -> None:
     text = json.dumps(value, indent=indent)
@@ -261,7 +261,7 @@ def test_a_document_comes_as_json_reads_it_however_it_dribbles_in(value: Any, in
     assert whole(io.StringIO(f" {text}\n"), 0) == [((0,), value)]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.dictionaries(st.text(), st.dictionaries(st.text(), json_values, max_size=3), max_size=4))
 def test_every_piece_has_its_path(document: dict[str, dict[str, Any]]) -> None:
     found = whole(Dribble(json.dumps(document)), 2)

@@ -61,7 +61,11 @@ def main() -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         with tempfile.TemporaryDirectory() as outputs:
-            pids = [_forked(one, asked["folder"], f"{outputs}/{n}") for n, one in enumerate(asked["commands"])]
+            # All are there before the first begins: who is started after another has ended asks for another run.
+            gate, opener = os.pipe()
+            pids = [_forked(one, asked["folder"], f"{outputs}/{n}", gate, opener) for n, one in enumerate(asked["commands"])]
+            os.close(gate)
+            os.close(opener)
             codes = _codes(pids, asked["timeout"])
             told = [
                 {"code": code, **{name: Path(f"{outputs}/{n}.{name}").read_text("utf-8", "replace") for name in ("out", "err")}}
@@ -85,12 +89,15 @@ def _load_models() -> None:
     model.violations("CreateTrainingJob", {})
 
 
-def _forked(asked: dict[str, Any], folder: str, output: str) -> int:
+def _forked(asked: dict[str, Any], folder: str, output: str, gate: int, opener: int) -> int:
     pid = os.fork()
     if pid:
         return pid
     code = 70
     try:
+        os.close(opener)
+        os.read(gate, 1)  # until the last one has been forked and the parent has closed its end
+        os.close(gate)
         os.setsid()
         os.chdir(folder)
         os.environ.update(asked["env"])
