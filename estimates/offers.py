@@ -139,7 +139,8 @@ def _item(item: Mapping[str, Json] | str) -> Mapping[str, Json]:
 def _listed(item: Mapping[str, Json], as_of: date) -> _Listed:
     """*item* as a training price. Raises _Ignored with the reason why it is none."""
     product = _table(item.get("product"))
-    said = {name: value for name, value in _table(product.get("attributes")).items() if isinstance(value, str)}
+    told = _table(product.get("attributes"))
+    said = {name: " ".join(value.split()) for name, value in told.items() if isinstance(value, str)}
     usage_type = said.get("usagetype", "")
     dimensions = [one for one in _dimensions(item, as_of) if one.get("unit") == "GB-Mo"]
     if any(_STORAGE.search(str(one.get("description"))) for one in dimensions):

@@ -40,6 +40,15 @@ def of(spec: TrainingSpec) -> Budget | None:
     return min(found, key=lambda budget: budget.usd, default=None)
 
 
+def names_of_limits(spec: TrainingSpec) -> str:
+    """What of money is held for this run: `--budget 10 and per_month_usd 100`; "" where nothing is."""
+    budget, month = of(spec), spec.spending.per_month_usd
+    names = [] if budget is None else [budget.words]
+    if month is not None and not spec.rehearse:
+        names.append(f"per_month_usd {month}")
+    return " and ".join(names)
+
+
 def asked_seconds(spec: TrainingSpec) -> int | None:
     """--max-hours in whole seconds."""
     return None if spec.max_hours is None else int(spec.max_hours * 3600)

@@ -220,8 +220,8 @@ ul, ol { margin: 0; padding-left: 22px; }
 li:target { background: var(--mark); }
 a { color: inherit; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; overflow-wrap: normal; }
-th, td { padding: 5px 8px; text-align: left; white-space: nowrap; vertical-align: top; }
+table { border-collapse: collapse; width: 100%; font-size: .86rem; overflow-wrap: normal; }
+th, td { padding: 5px 7px; text-align: left; white-space: nowrap; vertical-align: top; }
 th { border-bottom: 1px solid var(--line); }
 tbody tr + tr td { border-top: 1px solid var(--line); }
 th:first-child, td:first-child { position: sticky; left: 0; background: var(--paper); }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from estimates.offers import ListingError, PriceRow, Reading
 from estimates.pricebook import Book
 from orchestrator import pricefiles, render, settings
 from orchestrator.errors import BadInput, CloudRefused, NotInCatalog, OrchestrateError, StateError, raise_all, shown
-from orchestrator.tables import Column, cell, console, print_table
+from orchestrator.tables import Column, cell, clean, console, print_table
 
 SHOWN_CHANGES = 40
 SHOWN_NAMES = 12
@@ -41,7 +42,7 @@ def refresh(
     """
     own_region = None
     if not clouds or "sagemaker" in clouds:
-        profile, own_region = _own_settings(profile)
+        profile, own_region = _own_settings(profile, asks_for_region=not (regions or all_regions))
     asked = _asked(clouds, regions, all_regions, own_region)
     before = _book()
     read: list[_Read] = []
@@ -60,17 +61,19 @@ def refresh(
         _show(read, before, as_json)
     else:
         for one in read:
-            print("\n".join(one.lines()), file=sys.stderr)
+            print(clean("\n".join(one.lines())), file=sys.stderr)
     raise_all(errors)
 
 
-def _own_settings(profile: str | None) -> tuple[str | None, str | None]:
-    """The AWS profile and the SageMaker region of the command line, else of orchestrate.toml, else of this shell."""
+def _own_settings(profile: str | None, *, asks_for_region: bool) -> tuple[str | None, str | None]:
+    """The AWS profile of the command line, else of orchestrate.toml; the SageMaker region of that, else of this shell."""
     from orchestrator.aws import place
 
     file = settings.find_file(Path.cwd())
     spec = settings.load(settings.Flags(), file) if file else None
     profile = profile or (spec.cloud.profile if spec else None)
+    if not asks_for_region:
+        return profile, None
     if spec and spec.region in catalog.regions("sagemaker"):
         return profile, spec.region
     return profile, place.region_of(None, profile)
@@ -171,7 +174,7 @@ def diff(path: Path | None, as_json: bool) -> None:
         reading = pricefiles.downloaded(path, "orchestrate prices diff")
         changes = _changes(reading.prices, _book())
         title = f"{path.name} against the prices that hold now"
-        next_step = f"orchestrate prices import {path}"
+        next_step = f"orchestrate prices import {render.shown_name(shlex.quote(str(path)))}"
     else:
         rows = [row for cloud in pricefiles.clouds() for row in pricefiles.prices(cloud)]
         changes = _changes(rows, pricebook.shipped())
@@ -401,7 +404,9 @@ _COLUMNS = (
 def _print_changes(changes: _Changes, title: str) -> None:
     """The changes, the greatest first, and how many prices are new, gone and as before."""
     out = console()
-    out.print(f"\n[bold]Changes[/], {title}", soft_wrap=True)
+    heading = cell(f"\nChanges, {title}")
+    heading.stylize("bold", 0, len("\nChanges"))
+    out.print(heading, soft_wrap=True)
     notable = [one for one in changes.changed if abs(one.percent or Decimal(0)) >= LEAST_PERCENT]
     if notable:
         rows = [_words(one) for one in notable[:SHOWN_CHANGES]]

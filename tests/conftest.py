@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
 import time
@@ -92,6 +93,17 @@ def wait_until(condition: Callable[[], Any], seconds: float = 30, what: str = "i
             return value
         time.sleep(0.02)
     pytest.fail(f"{what} did not come about within {seconds} s")
+
+
+def all_of(terminal: int) -> bytes:
+    """All that was written to a terminal so far: one read may give only a part of it."""
+    parts = []
+    while select.select([terminal], [], [], 0.2)[0]:
+        try:
+            parts.append(os.read(terminal, 65536))
+        except OSError:  # its other end is closed, and nothing is left
+            break
+    return b"".join(parts)
 
 
 def processes_of(folder: Path) -> list[int]:

@@ -26,7 +26,7 @@ from orchestrator import backends, comparison, render, watch
 from orchestrator.backends import Artifact
 from orchestrator.runs import Event, Run
 from orchestrator.watch import Printer
-from tests.conftest import REPOSITORY, Orchestrate
+from tests.conftest import REPOSITORY, Orchestrate, all_of
 
 STRANGE = [
     "a[/b].py",
@@ -416,7 +416,7 @@ def test_the_status_line_fits_its_terminal_and_is_redrawn_twice_a_second(
         clock.append(1000 + hundredths / 100)
         printer.write(b"")
     printer.close()
-    drawn = os.read(main, 65536).decode().split("\r")[1:]
+    drawn = all_of(main).decode().split("\r")[1:]
     lines = [line.removesuffix("\x1b[K") for line in drawn if "running" in line]
     assert 4 <= len(lines) <= 6  # in three seconds
     assert {len(line) for line in lines} == {29}

@@ -16,13 +16,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from estimates import catalog, pricebook
+from orchestrator import budgets, spending
 from orchestrator import plan as plans
 from orchestrator.aws import place as places
 from orchestrator.aws import request as requests
 from orchestrator.entrypoint import Entrypoint
-from orchestrator.errors import OrchestrateError, OverBudget
+from orchestrator.errors import BadInput, OrchestrateError, OverBudget
 from orchestrator.plan import Plan
+from orchestrator.runs import Ledger, Run, RunState
 from orchestrator.spec import CloudOptions, Spending, TrainingSpec
+from tests.test_runs import a_run
 
 ROLE = "arn:aws:iam::111122223333:role/training"
 SCRIPT = Entrypoint(Path("/nowhere"), "train.py", "train", "named", shipped=False)
@@ -201,3 +204,282 @@ def test_no_request_that_comes_out_can_be_billed_above_its_budget(spec: Training
 @given(spec=asked())
 def test_none_of_ten_thousand_requests_can_be_billed_above_its_budget(spec: TrainingSpec) -> None:
     check_no_request_is_over_its_budget(spec)
+
+
+def test_a_raw_volume_is_counted_and_not_the_option(project: Path) -> None:
+    large = {"ResourceConfig": {"VolumeSizeInGB": 16384}}
+    plain = accepted(spec_of(budget_usd=Decimal(20)))
+    raw = accepted(spec_of(budget_usd=Decimal(20), cloud=CloudOptions(extra=large)))
+    assert plain.cloud is not None
+    assert raw.cloud is not None
+    assert raw.cloud.max_seconds < plain.cloud.max_seconds
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"DebugRuleConfigurations": [{"RuleConfigurationName": "a", "InstanceType": "ml.m5.xlarge"}]},
+        {"ProfilerRuleConfigurations": [{"RuleConfigurationName": "a", "InstanceType": "ml.m5.xlarge"}]},
+        {"ServerlessJobConfig": {"JobType": "FineTuning"}},
+        {"ResourceConfig": {"SelectedInstanceCount": 3}},
+    ],
+)
+def test_raw_fields_that_are_billed_apart_cannot_be_under_a_budget(extra: dict[str, Any]) -> None:
+    budgeted = refused(spec_of(budget_usd=Decimal(20), cloud=CloudOptions(extra=extra)))
+    assert isinstance(budgeted, OverBudget)
+    assert "billed apart, so --budget 20 cannot be held" in budgeted.what
+    month = Spending(per_month_usd=Decimal(100))
+    assert "per_month_usd 100" in refused(spec_of(spending=month, cloud=CloudOptions(extra=extra))).what
+    assert accepted(spec_of(cloud=CloudOptions(extra=extra)))
+
+
+def test_aws_own_debugger_rules_cost_nothing_and_pass() -> None:
+    rules = {"DebugRuleConfigurations": [{"RuleConfigurationName": "a", "RuleEvaluatorImage": "image"}]}
+    assert accepted(spec_of(budget_usd=Decimal(20), cloud=CloudOptions(extra=rules)))
+
+
+def test_the_smaller_of_budget_and_per_run_limit_holds() -> None:
+    limits = Spending(per_run_usd=Decimal(5))
+    for budget, name in ((Decimal(20), "per_run_usd 5"), (Decimal(3), "--budget 3"), (None, "per_run_usd 5")):
+        made = accepted(spec_of(budget_usd=budget, spending=limits))
+        assert made.cloud is not None
+        assert made.cloud.max_seconds_from.startswith(f"what {name} buys")
+
+
+def test_a_per_run_limit_is_refused_by_its_name_and_with_what_it_buys() -> None:
+    limits = Spending(per_run_usd=Decimal(5))
+    problem = refused(spec_of(spending=limits, max_hours=Decimal(10)))
+    assert "is over per_run_usd 5 of [limits]" in problem.what
+    assert "--max-hours 1." in str(problem.hint)
+    assert "per_run_usd = " in str(refused(spec_of(spending=Spending(per_run_usd=Decimal("0.01")))).hint)
+
+
+def test_a_budget_waits_no_longer_than_max_wait() -> None:
+    made = accepted(spec_of(budget_usd=Decimal(100), spot=True, cloud=CloudOptions(max_wait_hours=Decimal(3))))
+    assert made.cloud is not None
+    assert (made.cloud.max_seconds, made.cloud.max_wait_seconds) == (3 * 3600, 3 * 3600)
+
+
+def test_a_budget_becomes_the_timeout_of_a_job_of_vertex() -> None:
+    machine = catalog.machine("n1-standard-8")
+    spec = TrainingSpec(backend="vertex", instance=machine.name, budget_usd=Decimal(10))
+    problems: list[OrchestrateError] = []
+    seconds, words = budgets.vertex_stop(spec, machine, problems)
+    assert not problems
+    assert words.startswith("what --budget 10 buys at ")
+    price = pricebook.shipped().price(machine, "us-central1")
+    disk = pricebook.shipped().rate("vertex", "pd_ssd", "us-central1")
+    assert price is not None
+    assert disk is not None
+    each = Fraction(price.usd_per_hour) / 3600 + 100 * Fraction(disk.usd) / (28 * 24 * 3600)
+    assert seconds * each <= 10 < (seconds + 1) * each
+    budgets.vertex_stop(dataclasses.replace(spec, max_hours=Decimal(600)), machine, problems)
+    (problem,) = problems
+    assert isinstance(problem, OverBudget)
+    assert budgets.vertex_stop(dataclasses.replace(spec, budget_usd=None), machine, [])[0] == 86_400
+
+
+# A month
+
+
+@pytest.fixture
+def ledger(home: Path) -> Any:
+    with Ledger.open(home / "ledger.sqlite") as opened:
+        yield opened
+
+
+def sent(ledger: Ledger, plan: Plan, **changes: Any) -> Run:
+    """The row of *plan*, reserved as launch reserves it."""
+    run = row_of(plan, **changes)
+    ledger.insert(run, admit=spending.admission(plan))
+    return ledger.get(run.id)
+
+
+def row_of(plan: Plan, **changes: Any) -> Run:
+    place = plan.cloud
+    assert place is not None
+    values: dict[str, Any] = {
+        "backend": "sagemaker", "plan": {**plans.as_json(plan), "ceiling": spending.reservation(plan)},
+        "region": place.region, "rehearsed": place.rehearsed,
+    }  # fmt: skip
+    return a_run(plan.run_id, **(values | changes))
+
+
+def monthly(limit: str, hours: str = "1", **changes: Any) -> Plan:
+    limits = Spending(per_month_usd=Decimal(limit))
+    return accepted(spec_of(spending=limits, max_hours=Decimal(hours), **changes))
+
+
+def most_of(plan: Plan) -> Decimal:
+    kept = spending.reservation(plan)
+    assert kept is not None
+    return Decimal(kept["usd"])
+
+
+EACH = most_of(accepted(spec_of(max_hours=Decimal(1))))
+
+
+def test_a_month_takes_the_runs_that_fit_to_the_last_cent_and_no_more(ledger: Ledger) -> None:
+    limit = str(3 * EACH)
+    runs = [sent(ledger, monthly(limit)) for _ in range(3)]
+    with pytest.raises(OverBudget) as caught:
+        sent(ledger, monthly(limit))
+    assert caught.value.exit_code == 4
+    assert all(run.id in caught.value.what for run in runs)
+    assert "$0.00 left" in caught.value.what
+    assert f"orchestrate cancel {runs[0].id}" in str(caught.value.hint)
+    assert len(ledger.newest()) == 3
+
+
+def test_a_cent_less_takes_one_run_less(ledger: Ledger) -> None:
+    limit = str(2 * EACH - Decimal("0.000001"))
+    sent(ledger, monthly(limit))
+    with pytest.raises(OverBudget):
+        sent(ledger, monthly(limit))
+
+
+def test_what_would_fit_is_said_and_fits(ledger: Ledger) -> None:
+    limit = str(EACH * Decimal("1.5"))
+    sent(ledger, monthly(limit))
+    with pytest.raises(OverBudget) as caught:
+        sent(ledger, monthly(limit))
+    hours = re.fullmatch(r"--max-hours ([0-9.]+) fits", str(caught.value.hint))
+    assert hours
+    sent(ledger, monthly(limit, hours[1]))
+
+
+@pytest.mark.parametrize("end", [RunState.ABANDONED, RunState.FAILED])
+def test_a_run_that_was_refused_or_never_had_a_machine_frees_its_reservation_at_once(
+    ledger: Ledger, end: RunState
+) -> None:
+    limit = str(EACH)
+    run = sent(ledger, monthly(limit))
+    ledger.move(run.id, end, note="no quota")
+    sent(ledger, monthly(limit))
+
+
+def test_an_ended_run_counts_what_it_cost_with_its_disk_and_warm_pool(ledger: Ledger) -> None:
+    plan = monthly("1000", "10", cloud=CloudOptions(volume_gb=1000, keep_alive_minutes=10))
+    run = sent(ledger, plan)
+    ledger.move(run.id, RunState.RUNNING)
+    ledger.move(run.id, RunState.SUCCEEDED, actual_usd="3.825000", billable_seconds=3600)
+    (counted,) = [spending.counted(one) for one in ledger.newest()]
+    assert counted is not None
+    by_hand = Fraction("3.825") * (1 + Fraction(1, 6)) + 1000 * Fraction("0.14") * 4200 / (28 * 24 * 3600)
+    assert 0 <= Fraction(counted) - by_hand < Fraction(1, 100_000)
+    known = spending.month(ledger.billed_since)
+    assert (known.used, known.reserved) == (counted, ())
+
+
+def test_an_ended_run_of_which_nobody_told_the_cost_keeps_its_ceiling(ledger: Ledger) -> None:
+    run = sent(ledger, monthly(str(EACH)))
+    ledger.move(run.id, RunState.RUNNING)
+    ledger.move(run.id, RunState.STOPPED, note="the job is gone")
+    with pytest.raises(OverBudget) as caught:
+        sent(ledger, monthly(str(EACH)))
+    assert "orchestrate cancel" not in str(caught.value.hint)  # it has ended: there is nothing to wait for
+    assert "per_month_usd = " in str(caught.value.hint)
+
+
+def test_only_this_month_and_what_reaches_into_it_counts(ledger: Ledger) -> None:
+    plan = monthly("1000")
+    for number, (ended_at, cost) in enumerate(
+        [("2026-10-31T23:59:59.999+00:00", "7"), ("2026-11-01T00:00:00.000+00:00", "2"), ("2026-11-20T01:00:00.000+00:00", "1")]
+    ):  # fmt: skip
+        row = row_of(plan, id=f"r-{number}", created_at="2026-10-30T10:00:00.000+00:00")
+        ledger.insert(row)
+        ledger.move(row.id, RunState.RUNNING)
+        ledger.move(row.id, RunState.SUCCEEDED, ended_at=ended_at, actual_usd=cost, billable_seconds=1)
+    ledger.insert(row_of(plan, id="r-old", created_at="2026-08-01T00:00:00.000+00:00"))
+    known = spending.month(ledger.billed_since, NOW)
+    assert known.name == "2026-11"
+    assert 3 <= known.used < Decimal("3.0001")
+    assert [(run.id, usd) for run, usd in known.reserved] == [("r-old", EACH)]
+
+
+def test_rehearsed_and_local_runs_count_nothing_and_are_never_refused(ledger: Ledger) -> None:
+    limit = str(EACH)
+    ledger.insert(a_run("r-local"))
+    for _ in range(3):
+        rehearsed = monthly(limit, rehearse=True)
+        assert spending.admission(rehearsed) is None
+        sent(ledger, rehearsed)
+    known = spending.month(ledger.billed_since)
+    assert (known.used, known.reserved, known.unknown) == (0, (), ())
+    sent(ledger, monthly(limit))
+
+
+def test_a_run_without_a_known_price_is_refused_where_a_month_has_a_limit(ledger: Ledger) -> None:
+    with pytest.raises(OverBudget) as caught:
+        sent(ledger, monthly("1000000", instance="ml.p6-b200.48xlarge"))
+    assert "per_month_usd 1000000 cannot be held" in caught.value.what
+    assert not ledger.newest()
+
+
+def test_a_run_of_an_earlier_version_is_reckoned_and_one_without_a_price_stands_in_the_way(ledger: Ledger) -> None:
+    plan = monthly(str(2 * EACH))
+    ledger.insert(row_of(plan, id="r-first", plan=plans.as_json(plan), spec={"cloud": {"volume_gb": 30}}))
+    known = spending.month(ledger.billed_since)
+    assert [(run.id, usd) for run, usd in known.reserved] == [("r-first", EACH)]
+    unpriced = accepted(spec_of("ml.p6-b200.48xlarge", max_hours=Decimal(1)))
+    ledger.insert(row_of(unpriced))
+    with pytest.raises(OverBudget) as caught:
+        sent(ledger, plan)
+    assert f"what {unpriced.run_id} can cost is not known" in caught.value.what
+    terms = pricebook.Terms(contract={"ml.p6-b200.48xlarge": Decimal(1)})
+    with pricebook.using(pricebook.shipped().with_terms(terms)), pytest.raises(OverBudget, match="this run can cost"):
+        sent(ledger, plan)  # with a price it counts as any other does
+
+
+def test_a_contract_price_above_the_list_is_what_is_reserved(home: Path) -> None:
+    spec = spec_of(max_hours=Decimal(1), spending=Spending(contract=(("ml.p3.2xlarge", Decimal("38.25")),)))
+    with spending.prices_of(spec):
+        assert most_of(accepted(spec)) > 9 * EACH
+    cheap = dataclasses.replace(spec, spending=Spending(discounts=(("sagemaker", Decimal("0.9")),)))
+    with spending.prices_of(cheap):
+        assert most_of(accepted(cheap)) == EACH
+
+
+# Questions
+
+
+def test_a_cloud_run_without_a_hard_stop_is_asked_for_one() -> None:
+    question = spending.hard_stop_question(spec_of())
+    assert question == "hard stop in hours [24]:"
+    assert spending.with_hard_stop(spec_of(), "").max_hours == 24
+    assert spending.with_hard_stop(spec_of(), " 1.5 ").max_hours == Decimal("1.5")
+    with pytest.raises(BadInput):
+        spending.with_hard_stop(spec_of(), "soon")
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        spec_of(max_hours=Decimal(2)), spec_of(budget_usd=Decimal(2)), spec_of(rehearse=True), TrainingSpec(),
+        spec_of(spending=Spending(per_run_usd=Decimal(2))), spec_of(spot=True, cloud=CloudOptions(max_wait_hours=Decimal(2))),
+    ],
+)  # fmt: skip
+def test_nothing_is_asked_where_something_says_when_to_stop_or_nothing_is_billed(spec: TrainingSpec) -> None:
+    assert spending.hard_stop_question(spec) is None
+
+
+def test_a_run_over_the_amount_is_asked_about_and_a_cheaper_one_is_not() -> None:
+    dear, cheap = (accepted(spec_of(max_hours=Decimal(hours))) for hours in ("2", "1"))
+    question = spending.confirmation([dear])
+    assert question is not None
+    assert "1 × ml.p3.2xlarge" in question
+    assert "at most $7.80" in question
+    assert spending.confirmation([cheap]) is None
+    assert spending.confirmation([cheap, dear]) == question
+    assert spending.confirmation([accepted(spec_of(max_hours=Decimal(2), rehearse=True))]) is None
+    never = Spending(confirm_above_usd=Decimal(100))
+    assert spending.confirmation([accepted(spec_of(max_hours=Decimal(2), spending=never))]) is None
+    always = Spending(confirm_above_usd=Decimal(0))
+    assert spending.confirmation([accepted(spec_of(max_hours=Decimal("0.02"), spending=always))]) is not None
+    assert spending.unconfirmed(question).exit_code == 4
+    assert "--yes" in str(spending.unconfirmed(question).hint)
+
+
+def test_what_has_no_price_is_asked_about() -> None:
+    question = spending.confirmation([accepted(spec_of("ml.p6-b200.48xlarge", max_hours=Decimal("0.02")))])
+    assert "is not known" in str(question)

@@ -26,7 +26,7 @@ from orchestrator import backends, state, watch
 from orchestrator.errors import CloudRefused, OutcomeUnknown, ScriptFailed
 from orchestrator.runs import Ledger, Run, RunState, utc_now
 from orchestrator.watch import LiveView
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, all_of
 
 PLAN = {"price": {"usd_per_hour": "3.825"}, "count": 1, "machine": {"name": "ml.p3.2xlarge"}}
 
@@ -258,7 +258,7 @@ def the_line_of(run: Run) -> str:
     with os.fdopen(sub, "w", encoding="utf-8", newline="") as stream:
         view = LiveView(run, stream, io.StringIO())
         view.write(b"")
-        shown = os.read(main, 65536).decode()
+        shown = all_of(main).decode()
         view.close()
     os.close(main)
     return shown.removeprefix("\r").removesuffix("\x1b[K")
@@ -306,7 +306,7 @@ def test_lines_from_elsewhere_cannot_steer_the_terminal_nor_overwrite_their_host
         view = LiveView(a_run(home), stream, io.StringIO())
         view.write(b"algo-2 | \x1b[2J10%\r20%\rforged | line\xc2\x9b1A\x00 \xe2\x80\xaeevil\n")
         view.close()
-        shown = os.read(main, 65536).decode().replace("\r\n", "\n")
+        shown = all_of(main).decode().replace("\r\n", "\n")
     os.close(main)
     assert shown == "algo-2 | 10% 20% forged | line1A evil\n"
 

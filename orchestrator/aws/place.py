@@ -228,6 +228,10 @@ def limit(
     asked = budgets.asked_seconds(spec)
     wait = None if asked is not None or not spec.spot else spec.cloud.max_wait_hours
     budget = budgets.of(spec)
+    held = budgets.names_of_limits(spec)
+    for path in _billed_apart(spec.cloud.extra) if held else ():
+        what = f"[backend.sagemaker.extra] {path} is billed apart, so {held} cannot be held"
+        problems.append(OverBudget(what, hint=f"leave {path.partition('.')[0]} out, or the limit"))
     if budget is None:
         if wait is not None and wait < DEFAULT_HOURS:
             return int(wait * 3600), "--max-wait"
@@ -235,9 +239,6 @@ def limit(
         return (DEFAULT_HOURS * 3600, day) if asked is None else (asked, "--max-hours")
     if machine is None or region is None or region not in catalog.regions("sagemaker"):
         return 0, ""  # said already
-    for path in _billed_apart(spec.cloud.extra):
-        what = f"[backend.sagemaker.extra] {path} is billed apart, so {budget.words} cannot be held"
-        problems.append(OverBudget(what, hint=f"leave {path.partition('.')[0]} out, or the budget"))
     longest = MAX_SECONDS if wait is None else min(int(wait * 3600), MAX_SECONDS)
     most = ceiling_of(spec, machine, region)
     return budgets.hold(spec, machine, most, longest=longest, where=f" in {region}", problems=problems)

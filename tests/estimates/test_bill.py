@@ -186,7 +186,12 @@ def test_a_negative_amount_is_no_job(wrong: dict[str, object]) -> None:
 
 
 @given(
-    st.sampled_from(MACHINES), st.integers(0, 10**6), st.integers(1, 20), st.booleans(), st.booleans(), st.integers(0, 500)
+    st.sampled_from(MACHINES),
+    st.integers(0, 10**6),
+    st.integers(1, 20),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 500),
 )
 def test_every_bill_is_the_sum_of_its_leaves_and_its_range_is_in_order(
     machine: catalog.Machine, seconds: int, count: int, spot: bool, billable: bool, data_gb: int

@@ -115,6 +115,17 @@ def test_the_region_of_the_settings_and_of_the_shell_is_the_one_that_is_read(
     assert {row.region for row in pricefiles.prices("sagemaker")} == {"eu-west-1", "eu-central-1"}
 
 
+def test_a_region_that_is_named_settles_what_the_shell_leaves_open(
+    pricing: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pricing.entries = [offer(region="us-west-2")]
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    assert "two regions" in refused("sagemaker").what
+    refresh("sagemaker", regions=("us-west-2",))
+    assert {row.region for row in pricefiles.prices("sagemaker")} == {"us-west-2"}
+
+
 def test_all_regions_are_all_but_those_that_are_paid_in_yuan(pricing: Service) -> None:
     pricing.entries = [offer("ml.m5.large", region=region) for region in catalog.regions("sagemaker")]
     refresh("sagemaker", all_regions=True)
@@ -329,13 +340,18 @@ def test_a_long_list_of_changes_is_cut_and_says_so(tmp_path: Path, capsys: pytes
 
 
 def test_words_of_a_price_list_do_not_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    odd = offer("ml.m5.large", component="\x1b[31mred[bold]", kind=None)
+    odd = offer("ml.m5.large", component="\x1b[31mred[bold]\nblue", kind=None)
     prices_command.import_file(written(tmp_path, "x.json", bulk([offer("ml.m5.xlarge", "0.3"), odd])), False)
     kept = written(tmp_path, "y.json", json.dumps({"PriceList": [json.dumps(odd), json.dumps(offer("ml.m5.xlarge"))]}))
     prices_command.import_file(kept, False)
     out = capsys.readouterr().out
     assert "\x1b" not in out
-    assert "red[bold]" in out
+    assert "red[bold] blue" in out
+    file = written(tmp_path, "[bold]it's\x1b[31m.json", bulk([offer()]))
+    prices_command.diff(file, False)
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert "Changes, [bold]it's\ufffd[31m.json against the prices that hold now" in out
 
 
 # Ctrl-C

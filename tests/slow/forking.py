@@ -63,7 +63,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as outputs:
             # All are there before the first begins: who is started after another has ended asks for another run.
             gate, opener = os.pipe()
-            pids = [_forked(one, asked["folder"], f"{outputs}/{n}", gate, opener) for n, one in enumerate(asked["commands"])]
+            pids = [
+                _forked(one, asked["folder"], f"{outputs}/{n}", gate, opener) for n, one in enumerate(asked["commands"])
+            ]
             os.close(gate)
             os.close(opener)
             codes = _codes(pids, asked["timeout"])
