@@ -8,10 +8,11 @@ orchestrator.last_metrics(run.id)["val_accuracy"]
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from orchestrator import backends, finding, launch, plan, preparing, state, submitting
+from orchestrator import backends, finding, launch, plan, preparing, spending, state, submitting
 from orchestrator import smoke as smoke_run
 from orchestrator.backends import Artifact
 from orchestrator.errors import BadInput
@@ -19,6 +20,7 @@ from orchestrator.launch import Launched
 from orchestrator.preparing import Prepared
 from orchestrator.runs import Ledger, Run
 from orchestrator.settings import Flags
+from orchestrator.spec import TrainingSpec
 
 
 def dry_run(script: str | Path | None = None, *, folder: Path | None = None, **options: Any) -> dict[str, Any]:
@@ -50,6 +52,7 @@ def submit(
     detach: bool = False,
     smoke: bool = False,
     again: bool = False,
+    yes: bool = False,
     **options: Any,
 ) -> Run:
     """Train *script* as `orchestrate submit` would if typed in *folder* (default: the current one).
@@ -61,17 +64,26 @@ def submit(
 
     Waits for the end, unless detach, and gives the run as it then stands: a script that failed is a run whose state is
     `failed`, not an exception. A local run ends if this process ends first, unless detach; a cloud's goes on, and the same
-    submit finds it again, unless again.
+    submit finds it again, unless again. A cloud run that costs over confirm_above_usd is refused unless yes.
 
     Raises OrchestrateError, with all that is wrong at once, before anything is started.
     """
-    attempts = _prepare(script, folder, options, fetch=True)
-    if smoke:
-        smoke_run.run(attempts[0])
-    follow = _let_go if detach else _to_its_end
-    run = submitting.send(attempts, follow, tell=lambda _: None, again=again).run
+    place, spec = _spec(script, folder, options)
+    with spending.prices_of(spec):
+        attempts = preparing.prepare_all(spec, place, confirm=lambda _: yes)
+        if smoke:
+            smoke_run.run(attempts[0])
+        follow = _let_go if detach else _to_its_end
+        confirm = partial(_confirm, [prepared.plan for prepared in attempts], yes=yes)
+        run = submitting.send(attempts, follow, tell=lambda _: None, again=again, confirm=confirm).run
     finding.mark_told(run)
     return run
+
+
+def _confirm(plans: Sequence[plan.Plan], *, yes: bool) -> None:
+    question = None if yes else spending.confirmation(plans)
+    if question is not None:
+        raise spending.unconfirmed(question)
 
 
 def _let_go(_: Prepared, launched: Launched) -> Run:
@@ -92,12 +104,17 @@ def _watched(launched: Launched) -> Run:
     return finding.find(launched.run.id)
 
 
+def _spec(script: str | Path | None, folder: Path | None, options: Mapping[str, Any]) -> tuple[Path, TrainingSpec]:
+    place = Path(folder) if folder is not None else Path.cwd()
+    return place, preparing.read_spec(_flags(script, options), place)
+
+
 def _prepare(
     script: str | Path | None, folder: Path | None, options: Mapping[str, Any], *, fetch: bool
 ) -> tuple[Prepared, ...]:
-    place = Path(folder) if folder is not None else Path.cwd()
-    spec = preparing.read_spec(_flags(script, options), place)
-    return preparing.prepare_all(spec, place, confirm=lambda _: False, fetch=fetch)
+    place, spec = _spec(script, folder, options)
+    with spending.prices_of(spec):
+        return preparing.prepare_all(spec, place, confirm=lambda _: False, fetch=fetch)
 
 
 def prepare(script: str | Path | None, options: Mapping[str, Any], *, fetch: bool) -> Prepared:

@@ -326,7 +326,7 @@ function placed(layout) {
 const full = structuredClone(FIGURE.layout);
 let shown = full;
 function draw() {
-  const config = {displaylogo: false, displayModeBar: false, responsive: true, doubleClick: "reset"};
+  const config = {displaylogo: false, displayModeBar: false, responsive: true, doubleClick: false};
   const drawn = Plotly.react(chart, FIGURE.data, structuredClone(dressed(shown)), config);
   if (!shown.annotations?.length) return drawn;
   return drawn.then(() => Plotly.react(chart, FIGURE.data, structuredClone(placed(shown)), config));
@@ -339,6 +339,7 @@ draw().then(() => {
     for (const axis of ["xaxis", "yaxis"]) if (ends(axis)[0] !== undefined) shown[axis].range = ends(axis);
     draw();
   });
+  chart.on("plotly_doubleclick", () => { shown = full; draw(); });
 });
 dark.addEventListener("change", draw);
 addEventListener("resize", draw);

@@ -34,13 +34,17 @@ def bill_of(plan: Plan, seconds: float | None = None) -> Bill | None:
 
 
 def in_words(plan: Plan) -> str | None:
-    """`estimate: ~$57.31 ($56.80 to $60.01), as …`; None for a run on this machine."""
+    """`estimate: ~$57.31 ($56.80 to $60.01), as the last run …`; None for a run on this machine."""
     found = bill_of(plan)
-    if found is None:
+    if found is None or plan.machine is None:
         return None
+    what = "estimate, were it no rehearsal" if plan.spec.rehearse else "estimate"
     if found.usd is None or found.price is None:
-        return f"estimate: unknown, for want of a price of {plan.machine.name if plan.machine else 'the machine'}"
+        return f"{what}: unknown, for want of a price of {plan.machine.name}"
+    if plan.seconds_from.startswith("at most"):
+        typed = f"orchestrate estimate --hours 2 --instance {plan.machine.name} --region {plan.region}"
+        return f"{what}: none, it has not run on {plan.machine.name} yet; what hours of it cost: {typed}"
     derived = "" if found.price.published else "~"
     span = found.usd
     between = "" if span.exact else f" ({format_usd(span.low)} to {format_usd(span.high)})"
-    return f"estimate: {derived}{format_usd(span.expected)}{between}, {plan.seconds_from}; price of {found.price.dated}"
+    return f"{what}: {derived}{format_usd(span.expected)}{between}, {plan.seconds_from}; price of {found.price.dated}"

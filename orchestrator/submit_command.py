@@ -12,13 +12,25 @@ from pathlib import Path
 
 import typer
 
-from orchestrator import crashpoints, finding, plan, preparing, render, staging, submitting, watch
+from orchestrator import (
+    crashpoints,
+    finding,
+    plan,
+    planned_cost,
+    preparing,
+    render,
+    spending,
+    staging,
+    submitting,
+    watch,
+)
 from orchestrator import smoke as smoke_run
 from orchestrator.errors import BadInput
 from orchestrator.launch import Launched
 from orchestrator.preparing import Prepared
 from orchestrator.runs import Run
 from orchestrator.settings import Flags
+from orchestrator.spec import TrainingSpec
 
 
 @dataclass(frozen=True)
@@ -38,7 +50,13 @@ class How:
 
 def run(flags: Flags, how: How) -> None:
     """Do what *flags* ask for. Raises whatever is to be told, the script's own failure included."""
-    attempts = _prepare(flags, how)
+    spec = _stopped(preparing.read_spec(flags, Path.cwd(), how.config), how)
+    with spending.prices_of(spec):
+        _run(spec, how)
+
+
+def _run(spec: TrainingSpec, how: How) -> None:
+    attempts = _prepare(spec, how)
     if how.dry_run:
         _show_dry_run(attempts, as_json=how.as_json)
         return
@@ -50,7 +68,10 @@ def run(flags: Flags, how: How) -> None:
         say("detached: the next machine is tried where one is refused at once, not where capacity fails later")
     follow = partial(_detached if how.detach else _attached, as_json=how.as_json)
     try:
-        sent = submitting.send(attempts, follow, tell=say, again=how.again, progress=render.progress_bar)
+        confirm = partial(_confirm_cost, attempts, yes=how.yes)
+        sent = submitting.send(
+            attempts, follow, tell=say, again=how.again, confirm=confirm, progress=render.progress_bar
+        )
     finally:
         if how.faults and not how.detach:
             staging.disarm()
@@ -62,9 +83,28 @@ def say(line: str) -> None:
     print(f"note: {render.clean(line)}", file=sys.stderr)
 
 
-def _prepare(flags: Flags, how: How) -> tuple[Prepared, ...]:
+def _stopped(spec: TrainingSpec, how: How) -> TrainingSpec:
+    """*spec* with a hard stop: asked for at a terminal where none was given; else the cloud's own, which the plan says aloud."""
+    question = spending.hard_stop_question(spec)
+    if question is None or how.yes or how.dry_run or not sys.stdin.isatty():
+        return spec
+    print(f"{question} ", end="", file=sys.stderr, flush=True)
+    return spending.with_hard_stop(spec, sys.stdin.readline())
+
+
+def _confirm_cost(attempts: tuple[Prepared, ...], *, yes: bool) -> None:
+    """Show what a cloud run is thought to cost, and ask where that is over confirm_above_usd. Raises OverBudget at a no."""
+    plans = [prepared.plan for prepared in attempts]
+    words = planned_cost.in_words(plans[0])
+    if words is not None:
+        say(words)
+    question = spending.confirmation(plans)
+    if question is not None and not confirmed(question, yes=yes):
+        raise spending.unconfirmed(question)
+
+
+def _prepare(spec: TrainingSpec, how: How) -> tuple[Prepared, ...]:
     folder = Path.cwd()
-    spec = preparing.read_spec(flags, folder, how.config)
     if how.faults and not spec.rehearse:
         raise BadInput("--fault is for a rehearsed cloud: the real one has faults of its own", hint="add --rehearse")
     confirm = partial(confirmed, yes=how.yes)

@@ -37,17 +37,20 @@ def send(
     *,
     tell: Tell,
     again: bool = False,
+    confirm: Callable[[], None] = lambda: None,
     progress: Callable[[], AbstractContextManager[Progress | None]] = contextlib.nullcontext,
 ) -> Sent:
     """Launch the first of *attempts* that quota and capacity allow, and *follow* it. Raises what stopped the last one.
 
-    A run that was asked for in the same words and is not over is gone on with instead, unless *again*.
+    A run that was asked for in the same words and is not over is gone on with instead, unless *again*: it has been paid for.
+    Else *confirm* is asked before anything is sent, and raises where nobody says yes.
     """
     joined = None if again else launch.join(attempts)
     if joined is not None:
         prepared = next(one for one in attempts if one.launch_key == joined.run.launch_key)
         tell(_joined_words(joined.run))
         return Sent(prepared, joined, followed(partial(follow, prepared), joined, tell))
+    confirm()
     rest, why = list(attempts), list[str]()
     while True:
         prepared = _explained(rest.pop(0), why)

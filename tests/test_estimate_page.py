@@ -439,6 +439,32 @@ def test_hovering_tells_the_machine_its_hours_its_cost_and_the_date_of_its_price
 
 
 @pytest.mark.slow
+def test_a_drag_shows_a_part_with_ticks_of_its_own_and_a_double_click_the_whole(
+    browser: Browser, pages: dict[str, Path]
+) -> None:
+    def ticks() -> list[str]:
+        return list(browser.value("[...document.querySelectorAll('#chart .xtick text')].map(one => one.textContent)"))
+
+    def mouse(kind: str, x: float, y: float, clicks: int = 1) -> None:
+        browser.ask("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=clicks)
+
+    browser.show(pages["scatter"], 1280)
+    whole = ticks()
+    assert len(whole) >= 3
+    mouse("mousePressed", 500, 250)
+    for x in (520, 600, 640):
+        mouse("mouseMoved", x, 400)
+    mouse("mouseReleased", 640, 400)
+    wait_until(lambda: ticks() != whole)
+    assert len(ticks()) >= 3
+    for click in (1, 2):
+        mouse("mousePressed", 700, 300, click)
+        mouse("mouseReleased", 700, 300, click)
+    wait_until(lambda: ticks() == whole)
+    assert browser.complaints() == []
+
+
+@pytest.mark.slow
 def test_a_click_on_a_columns_name_sorts_by_number_with_the_unknown_last_both_ways(
     browser: Browser, pages: dict[str, Path]
 ) -> None:

@@ -206,7 +206,7 @@ def test_none_of_ten_thousand_requests_can_be_billed_above_its_budget(spec: Trai
     check_no_request_is_over_its_budget(spec)
 
 
-def test_a_raw_volume_is_counted_and_not_the_option(project: Path) -> None:
+def test_a_raw_volume_is_counted_and_not_the_option() -> None:
     large = {"ResourceConfig": {"VolumeSizeInGB": 16384}}
     plain = accepted(spec_of(budget_usd=Decimal(20)))
     raw = accepted(spec_of(budget_usd=Decimal(20), cloud=CloudOptions(extra=large)))
@@ -295,14 +295,14 @@ def sent(ledger: Ledger, plan: Plan, **changes: Any) -> Run:
     return ledger.get(run.id)
 
 
-def row_of(plan: Plan, **changes: Any) -> Run:
-    place = plan.cloud
+def row_of(decided: Plan, **changes: Any) -> Run:
+    place = decided.cloud
     assert place is not None
     values: dict[str, Any] = {
-        "backend": "sagemaker", "plan": {**plans.as_json(plan), "ceiling": spending.reservation(plan)},
-        "region": place.region, "rehearsed": place.rehearsed,
+        "id": decided.run_id, "backend": "sagemaker", "region": place.region, "rehearsed": place.rehearsed,
+        "plan": {**plans.as_json(decided), "ceiling": spending.reservation(decided)},
     }  # fmt: skip
-    return a_run(plan.run_id, **(values | changes))
+    return dataclasses.replace(a_run("r-x"), **(values | changes))
 
 
 def monthly(limit: str, hours: str = "1", **changes: Any) -> Plan:
