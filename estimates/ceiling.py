@@ -14,7 +14,7 @@ from decimal import ROUND_CEILING, Decimal, localcontext
 from fractions import Fraction
 
 from estimates import pricebook
-from estimates.cost import SECONDS_PER_HOUR
+from estimates.cost import SECONDS_PER_HOUR, format_usd
 from estimates.pricebook import Book, Machine, Price, Rate
 
 # No source says what a GB-month is divided by; a second of the shortest month costs the most.
@@ -58,10 +58,18 @@ class Ceiling:
             seconds -= 1
         return max(seconds, -1)
 
+    def shown(self, seconds: int | Decimal) -> str:
+        """usd_at for people, rounded up: `$57.31`, with `~` in front where the price is derived."""
+        return f"{self._derived}{format_usd(self.usd_at(seconds))}"
+
+    @property
+    def _derived(self) -> str:
+        return "" if self.price.published else "~"
+
     @property
     def words(self) -> str:
-        """`3.825 USD an hour, 30 GB of storage at 0.14 USD a GB-month`, for one machine."""
-        said = f"{self.price.usd_per_hour} USD an hour"
+        """`3.825 USD an hour, 30 GB of storage at 0.14 USD a GB-month`, for one machine; `~28.152` where it is derived."""
+        said = f"{self._derived}{self.price.usd_per_hour} USD an hour"
         if self.disk is None:
             return said
         return f"{said}, {self.disk_gb} GB of storage at {self.disk.usd} USD a {self.disk.unit}"

@@ -82,7 +82,7 @@ def hold(
     elif asked is not None and asked > bought:
         allowed = hours_of(bought)
         limit = f"the budget of ${budget.usd}" if budget.name == "--budget" else f"{budget.words} of [limits]"
-        what = f"worst case ${cents(most.usd_at(asked))} ({spec.max_hours} h × {spec.count} × {machine.name})"
+        what = f"worst case {most.shown(asked)} ({spec.max_hours} h × {spec.count} × {machine.name})"
         what += f" is over {limit}"
         problems.append(OverBudget(what, hint=f"the budget buys {allowed} h: --max-hours {allowed}"))
     if asked is not None:

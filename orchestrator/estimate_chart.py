@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal, localcontext
@@ -15,6 +16,7 @@ from estimates.cost import format_usd
 from orchestrator.tables import clean, duration
 
 BARS = 30
+_SAME_TIME = 0.8  # of the machines: from there on a chart against time is a vertical line
 # Told apart by those who do not see red and green alike, and on white as on black.
 _COLOURS = {"sagemaker": (217, 122, 18), "vertex": (63, 131, 232)}
 _OTHER_COLOUR = (138, 143, 152)
@@ -43,6 +45,12 @@ def drawable(rows: Iterable[Mapping[str, Any]], market: str) -> list[Point]:
     return sorted((point for point in found if point.hours > 0 and point.usd > 0), key=lambda point: point.usd)
 
 
+def draw(points: Sequence[Point]) -> tuple[dict[str, Any], int, str]:
+    """The figure, its height in pixels, and what to say beneath it: against time, if the machines differ in it."""
+    ((_, alike),) = Counter(point.hours for point in points).most_common(1)
+    return _bars(points, alike) if alike > _SAME_TIME * len(points) else _scatter(points)
+
+
 def _kinds(points: Sequence[Point]) -> dict[tuple[str, str], list[Point]]:
     kinds: dict[tuple[str, str], list[Point]] = {}
     for point in sorted(points, key=lambda point: (point.row["cloud"], point.kind[1] == "CPU")):
@@ -59,8 +67,8 @@ def _colour(cloud: str, opacity: float = 1) -> str:
     return f"rgba({red}, {green}, {blue}, {opacity})"
 
 
-def scatter(points: Sequence[Point]) -> tuple[dict[str, Any], int, str]:
-    """Cost against time; the figure, its height in pixels, and what to say beneath it."""
+def _scatter(points: Sequence[Point]) -> tuple[dict[str, Any], int, str]:
+    """Cost against time."""
     from plotly import graph_objects
 
     traces = [
@@ -96,8 +104,8 @@ def scatter(points: Sequence[Point]) -> tuple[dict[str, Any], int, str]:
     return _plain(graph_objects.Figure(traces, layout)), 540, caption
 
 
-def bars(points: Sequence[Point]) -> tuple[dict[str, Any], int, str]:
-    """Cost by machine, for machines that all take equally long: there is no time to set it against."""
+def _bars(points: Sequence[Point], alike: int) -> tuple[dict[str, Any], int, str]:
+    """Cost by machine, for machines that take equally long, all or *alike* of them: there is no time to set it against."""
     from plotly import graph_objects
 
     shown = list(points[:BARS])
@@ -120,7 +128,7 @@ def bars(points: Sequence[Point]) -> tuple[dict[str, Any], int, str]:
         )
         for kind, members in _kinds(shown).items()
     ]
-    most = max((point.usd for point in shown), default=1.0)
+    most = max(point.usd for point in shown)
     layout = _layout(
         xaxis={"title": {"text": "cost, USD"}, "range": [0, most * 1.28], "tickprefix": "$"},
         yaxis={
@@ -133,8 +141,9 @@ def bars(points: Sequence[Point]) -> tuple[dict[str, Any], int, str]:
         },
         bargap=0.3,
     )
-    count = f"The cheapest {len(shown)} of {len(points)}" if len(shown) < len(points) else f"All {len(shown)}"
-    caption = f"{count} machines, by cost: all are reckoned with the same time, so that there is none to compare."
+    count = f"the cheapest {len(shown)} of {len(points)} machines" if len(shown) < len(points) else "each machine"
+    same = "All" if alike == len(points) else f"{alike} of {len(points)}"
+    caption = f"Cost of {count}. {same} are reckoned with the same time, so that there is none to set it against."
     height = _BAR_MARGIN_PIXELS + _BAR_PIXELS * max(len(shown), 3)
     return _plain(graph_objects.Figure(traces, layout)), height, caption
 

@@ -34,8 +34,7 @@ def page(document: Mapping[str, Any]) -> str:
     drawn = "<p>No machine here has a known cost: there is nothing to draw.</p>"
     scripts = [_SORT_JS]
     if points:
-        compared = len({point.hours for point in points}) > 1
-        figure, height, caption = chart.scatter(points) if compared else chart.bars(points)
+        figure, height, caption = chart.draw(points)
         drawn = f"{_chart_box(height)}<p class='caption'>{escaped(caption + _left_out(document, market))}</p>"
         scripts = [plotly_js, f"const FIGURE = {_json(figure)};{chart.SCRIPT}", _SORT_JS]
     body = (*_heading(document), drawn, _table(document), *_words(document))

@@ -61,12 +61,6 @@ def join(prepared: Sequence[Prepared]) -> Launched | None:
         return _go_on(again, next(one for one in prepared if one.launch_key == again.launch_key), None)
 
 
-def joins(prepared: Sequence[Prepared]) -> bool:
-    """Would `join` go on with a run that is there already? Whoever asks before money is spent need not ask then."""
-    keys = [one.launch_key for one in prepared if one.launch_key is not None]
-    return bool(keys) and _same(keys, prepared[0].asked_at) is not None
-
-
 def resume(run: Run, *, progress: Progress | None = None) -> Launched:
     """Go on with a run whose submit was killed, or whose create call got no answer: nothing is launched twice."""
     if run.launch_key is None or run.ended:

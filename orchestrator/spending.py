@@ -218,7 +218,7 @@ def check_month(known: Month, most: Ceiling, seconds: int, limit: Decimal) -> No
     worst = _micros(most.usd_at(seconds))
     if worst <= left:
         return
-    what = f"per_month_usd {limit}: {known.words(limit)}; this run can cost {format_usd(worst)}"
+    what = f"per_month_usd {limit}: {known.words(limit)}; this run can cost {most.shown(seconds)}"
     fitting = most.seconds_within(left - Decimal("0.000001"))  # so that it fits when it has been rounded up
     if fitting >= budgets.MIN_SECONDS:
         raise OverBudget(what, hint=f"--max-hours {budgets.hours_of(fitting)} fits")
@@ -281,8 +281,9 @@ def _amount(plan: Plan) -> tuple[Decimal, str] | None:
     usd = worst if bill is None or bill.usd is None else min(bill.usd.expected, worst)
     if usd <= spec.spending.confirm_above_usd:
         return None
-    about = f"about {format_usd(usd)}, " if usd < worst else ""
-    return usd, f"{machines}: {about}at most {format_usd(worst)} until the hard stop after {_hours(seconds)}"
+    derived = "" if most.price.published else "~"
+    about = f"about {derived}{format_usd(usd)}, " if usd < worst else ""
+    return usd, f"{machines}: {about}at most {most.shown(seconds)} until the hard stop after {_hours(seconds)}"
 
 
 def unconfirmed(question: str) -> OverBudget:

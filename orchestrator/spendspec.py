@@ -15,8 +15,13 @@ PRICES = ("discounts", "contract")
 
 
 def _confirm_above(value: object) -> Decimal:
-    """0 asks for every cloud run."""
-    return Decimal(0) if str(value).strip() in ("0", "0.0", "0.00") else s.dollars(value, "confirm_above_usd")
+    """0 asks about every cloud run."""
+    if str(value).strip() in ("0", "0.0", "0.00"):
+        return Decimal(0)
+    try:
+        return s.dollars(value, "confirm_above_usd")
+    except BadInput as error:
+        raise BadInput(error.what.replace("must be above 0", "must be 0 or more"), hint=error.hint) from None
 
 
 # One row a key of [limits] that no flag has: who reads its value.

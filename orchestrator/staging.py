@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from estimates import catalog, cost
+from estimates import catalog
 from orchestrator import plan, samples, state
 from orchestrator.aws import place as places
 from orchestrator.aws.place import AwsPlace
@@ -129,9 +129,9 @@ def _worst(spec: TrainingSpec, machine: catalog.Machine, place: AwsPlace) -> str
     most = places.ceiling_of(spec, machine, place.region)
     if most is None:
         return f"hard stop after {hours}; what it can cost is not known, for want of a price of {machine.name}"
-    usd = f"{'' if most.price.published else '~'}{cost.format_usd(most.usd_at(place.max_seconds))}"
     disk = f" and {most.disk_gb} GB of storage" if most.disk else ""
     warm = f", {place.options.keep_alive_minutes} min of warm pool included" if place.options.keep_alive_minutes else ""
+    usd = most.shown(place.max_seconds)
     said = (
         f"hard stop after {hours}: at most {usd} of machine time{disk}{warm}, and what the upload of its results takes"
     )

@@ -68,8 +68,6 @@ def print_table(
 
     Returns the names of the columns that went.
     """
-    from rich.table import Table
-
     gap = 2
     shown = {
         column: max([len(column.name), *(row[number].cell_len for row in rows)])
@@ -83,6 +81,13 @@ def print_table(
         gone.append(name)
         shown = {column: width for column, width in shown.items() if column.name != name}
     excess = sum(shown.values()) + gap * (len(shown) - 1) - out.width
+    kept = [number for number, column in enumerate(columns) if column in shown]
+    cells = [[row[number] for number in kept] for row in rows]
+    if excess <= 0 and not any(cell.spans or cell.style for row in cells for cell in row):
+        _print_plain(out, list(shown.items()), cells, " " * gap)
+        return gone
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
     for column, width in reversed(shown.items()):  # what stands last gives way first
         given = max(min(excess, width - (column.least or width)), 0)
@@ -96,11 +101,25 @@ def print_table(
             no_wrap=column.cut or column.least is None,
             width=width,
         )
-    kept = [number for number, column in enumerate(columns) if column in shown]
-    for row in rows:
-        table.add_row(*(row[number] for number in kept))
+    for row in cells:
+        table.add_row(*row)
     out.print(table)
     return gone
+
+
+def _print_plain(out: Console, columns: Sequence[tuple[Column, int]], rows: Sequence[Sequence[Text]], gap: str) -> None:
+    """A table that fits, line by line: rich takes half a second for two hundred rows."""
+
+    def aligned(words: Iterable[tuple[str, int]]) -> str:
+        padded = [
+            " " * (width - cells) + text if column.right else text + " " * (width - cells)
+            for (column, width), (text, cells) in zip(columns, words, strict=True)
+        ]
+        return gap.join(padded).rstrip()
+
+    out.print(cell(aligned((column.name, len(column.name)) for column, _ in columns)), style="bold", no_wrap=True)
+    lines = (aligned((one.plain, one.cell_len) for one in row) for row in rows)
+    out.file.write("".join(f"{line}\n" for line in lines))
 
 
 def print_pairs(out: Console, pairs: Iterable[tuple[str, Text]]) -> None:

@@ -15,14 +15,18 @@ from tests.conftest import REPOSITORY
 # Each layer may import its own members' betters: those further down the list. Within a row, a dict of allowed neighbours.
 LAYERS = (
     ("cli", "__main__", "interop", ""),
-    ("api",),
-    ("submit_command", "options"),
+    ("api", "cli_costs"),
+    ("submit_command", "options", "estimate_command", "machines_command", "costs_command", "prices_command"),
+    ("estimate_view", "estimate_page"),
+    ("estimating", "estimate_chart"),
     ("faults",),
     ("submitting",),
     ("watch", "copying", "smoke"),
     ("launch",),
     ("render",),
-    ("preparing", "comparison"),
+    ("preparing", "comparison", "bill_tree"),
+    ("spending", "choosing"),
+    ("planned_cost", "history"),
     ("finding", "tables"),
     ("staging",),
     ("rehearsal.__main__",),
@@ -47,14 +51,16 @@ LAYERS = (
     ("ignore",),
     ("plan",),
     ("aws.place",),
-    ("entrypoint", "settings", "runs"),
+    ("entrypoint", "settings", "runs", "budgets"),
+    ("pricefiles",),
+    ("sqlitefile", "google_billing"),
     ("samples",),
     ("aws.rules",),
-    ("aws.transfer", "aws.logs", "unpack"),
+    ("aws.transfer", "aws.logs", "aws.pricelist", "unpack"),
     ("aws.client", "aws.folders"),
     ("aws.explain", "aws.model"),
     ("aws.failures",),
-    ("cloudspec",),
+    ("cloudspec", "spendspec"),
     ("spec",),
     ("metrics", "state", "secrets", "bundled", "crashpoints"),
     ("errors",),
@@ -125,7 +131,18 @@ def test_bootstrap_imports_the_standard_library_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [("--help",), ("--version",), ("submit", "--help"), ("list",), ("submit", "--dry-run"), ("package",)]
+    "words",
+    [
+        ("--help",),
+        ("--version",),
+        ("submit", "--help"),
+        ("list",),
+        ("submit", "--dry-run"),
+        ("package",),
+        ("estimate", "mlp", "--hours", "1"),
+        ("machines",),
+        ("costs",),
+    ],
 )
 def test_a_command_loads_no_cloud_sdk_and_no_torch(words: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text("print(1)\n")
@@ -134,7 +151,7 @@ def test_a_command_loads_no_cloud_sdk_and_no_torch(words: tuple[str, ...], tmp_p
         "from orchestrator.cli import main\n"
         "try:\n    main(sys.argv[1:])\n"
         "except SystemExit as end:\n    assert not end.code, end.code\n"
-        "heavy = {'torch', 'boto3', 'botocore', 'google', 'sagemaker'} & {m.split('.')[0] for m in sys.modules}\n"
+        "heavy = {'torch', 'boto3', 'botocore', 'google', 'sagemaker', 'plotly'} & {m.split('.')[0] for m in sys.modules}\n"
         "assert not heavy, heavy\n"
     )
     done = subprocess.run(
@@ -154,7 +171,7 @@ def test_the_help_loads_nothing_of_ours_but_the_command_line() -> None:
         "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
         "ours = sorted(m for m in sys.modules if m.split('.')[0] in ('orchestrator', 'estimates'))\n"
         "assert 'pydantic' not in sys.modules\n"  # Typer loads it itself, for commands, not for the help
-        "known = ['orchestrator', *(f'orchestrator.{m}' for m in ('cli', 'errors', 'faults', 'options'))]\n"
+        "known = ['orchestrator', *(f'orchestrator.{m}' for m in ('cli', 'cli_costs', 'errors', 'faults', 'options'))]\n"
         "assert ours == known, ours\n"
     )
     done = subprocess.run(

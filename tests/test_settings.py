@@ -43,6 +43,17 @@ GREETING = "hello world"
 max_hours = 1.5
 budget_usd = 10
 grace_seconds = 5
+per_run_usd = 20.50
+per_month_usd = 300
+confirm_above_usd = 0
+
+[prices.discounts]
+sagemaker = 0.12
+"ml.p3*@us-east-1" = 0.20
+
+[prices.contract]
+"ml.p3.2xlarge@us-east-1" = 3.10
+"n1-standard-8+2xT4" = 1
 """
 
 
@@ -81,7 +92,27 @@ def test_every_option_can_stand_in_the_file(file: Path) -> None:
         budget_usd=Decimal(10),
         grace_seconds=5,
         allow_files=("keys/public.pem",),
+        spending=specs.Spending(
+            per_run_usd=Decimal("20.50"),
+            per_month_usd=Decimal(300),
+            confirm_above_usd=Decimal(0),
+            discounts=(("sagemaker", Decimal("0.12")), ("ml.p3*@us-east-1", Decimal("0.20"))),
+            contract=(("ml.p3.2xlarge@us-east-1", Decimal("3.10")), ("n1-standard-8+2xT4", Decimal(1))),
+        ),
     )
+
+
+def test_what_may_be_spent_is_kept_with_the_spec_digit_for_digit(file: Path) -> None:
+    spec = load(Flags(), file)
+    assert specs.as_json(spec)["spending"] == {
+        "per_run_usd": "20.50",
+        "per_month_usd": "300",
+        "confirm_above_usd": "0",
+        "discounts": {"sagemaker": "0.12", "ml.p3*@us-east-1": "0.20"},
+        "contract": {"ml.p3.2xlarge@us-east-1": "3.10", "n1-standard-8+2xT4": "1"},
+    }
+    assert load(Flags(), None).spending == specs.Spending()
+    assert specs.Spending().confirm_above_usd == 5
 
 
 def test_flags_win_over_the_file_and_tables_are_joined(file: Path) -> None:
@@ -124,6 +155,38 @@ def test_a_backend_table_names_the_backend(tmp_path: Path) -> None:
         ('backend = "azure"', "--backend 'azure' is not known", "one of: local, sagemaker, vertex"),
         ("[limits]\nmax_hours = nan", "--max-hours 'nan' is not a finite number", "--max-hours 2"),
         ("[limits]\nbudget_usd = -1", "--budget -1 must be above 0", "--budget 10.50"),
+        (
+            "[limits]\nper_run_usd = '$5'",
+            "orchestrate.toml:2: per_run_usd '$5' is not a plain number",
+            "per_run_usd = 10.50",
+        ),
+        ("[limits]\nper_month_usd = 0", "per_month_usd 0 must be above 0", "per_month_usd = 10.50"),
+        ("[limits]\nper_month = 5", "unknown key 'limits.per_month'", "did you mean per_month_usd?"),
+        ("[limits]\nconfirm_above_usd = -1", "confirm_above_usd -1 must be 0 or more", "confirm_above_usd = 10.50"),
+        (
+            "[prices.discounts]\nsagemaker = 12",
+            "orchestrate.toml:2: the discount of sagemaker is 12",
+            'sagemaker" = 0.12',
+        ),
+        ("[prices.discounts]\nsagemaker = '12 %'", "the discount of sagemaker is '12 %', not a number", "= 0.12"),
+        ("[prices.discounts]\nsagemaker = -0.1", "cannot be under 0", "= 0.12"),
+        ("[prices.discounts]\nsagemaker = nan", "is 'nan', not a number", "= 0.12"),
+        ("[prices.discounts]\nsagemaker = true", "is 'True', not a number", "= 0.12"),
+        (
+            '[prices.discounts]\n"ml.p3.2xlrage" = 0.1',
+            "orchestrate.toml:2: [prices.discounts] 'ml.p3.2xlrage': no training machine is called that",
+            "did you mean ml.p3.2xlarge?",
+        ),
+        ("[prices.discounts]\n'ml.p33*' = 0.1", "no training machine is called that", "did you mean ml.p3"),
+        ("[prices.discounts]\nsagemakr = 0.1", "no training machine is called that", "did you mean sagemaker?"),
+        ("[prices.discounts]\n'ml.t2.medium' = 0.1", "no training machine is called that", "ml."),
+        ("[prices.discounts]\n'sagemaker@us-east' = 0.1", "no region 'us-east'", "did you mean us-east-"),
+        ("[prices.contract]\nsagemaker = 3", "a contract price is that of one machine", "[prices.discounts]"),
+        ("[prices.contract]\n'ml.p3.2xlarge' = 0", "must be above 0", "= 1"),
+        ("[prices.contract]\n'ml.p3.2xlarge' = '3.10'", "is '3.10', not a number", "= 3.10"),
+        ("[prices]\ndiscount = {}", "unknown key 'prices.discount'", "did you mean discounts?"),
+        ("[prices]\ndiscounts = 0.1", "prices.discounts must be a table", "sagemaker = 0.12"),
+        ("prices = 3", "prices must be a table", "[prices.discounts]"),
         ("[environment]\nPATH = '/'", "--env PATH is reserved", "choose another name"),
         ("a = 1\na = 2", "orchestrate.toml: Cannot overwrite a value (at", "toml.io"),
         ("count = ", "orchestrate.toml: Invalid value (at", "toml.io"),

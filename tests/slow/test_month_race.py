@@ -6,11 +6,13 @@ import dataclasses
 import multiprocessing
 import sys
 from collections.abc import Iterator
-from decimal import Decimal
+from decimal import ROUND_FLOOR, Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from orchestrator import spending
 from orchestrator.errors import OverBudget
@@ -82,6 +84,52 @@ def test_eight_processes_racing_for_a_months_last_three_runs_launch_exactly_thre
             there = {run.id for run in ledger.newest()} - {"r-ended", "r-alive", "r-refused", "r-rehearsed"}
         assert len(there) == LEFT, number
         assert there == winners, number
+
+
+HAPPENS = st.lists(
+    st.tuples(st.sampled_from(["submit", "submit", "end", "lose", "refuse"]), st.integers(1, 60), st.integers(0, 100)),
+    min_size=5, max_size=40,
+)  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(happens=HAPPENS, limit=st.decimals(1, 60, places=2))
+def test_whatever_happens_in_a_month_its_limit_is_kept(
+    happens: list[tuple[str, int, int]], limit: Decimal, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with Ledger.open(tmp_path_factory.mktemp("month") / "ledger.sqlite") as ledger:
+        alive: list[tuple[str, Decimal]] = []
+        paid = lost = Decimal(0)
+        for what, tenths, percent in happens:
+            if what == "submit":
+                plan = monthly(str(limit), str(Decimal(tenths) / 10))
+                fits = paid + lost + sum(most for _, most in alive) + most_of(plan) <= limit
+                try:
+                    ledger.insert(row_of(plan), admit=spending.admission(plan))
+                except OverBudget:
+                    assert not fits
+                else:
+                    assert fits
+                    alive.append((plan.run_id, most_of(plan)))
+            elif alive:
+                run_id, most = alive.pop(percent % len(alive))
+                actual = (most * percent / 100).quantize(Decimal("0.000001"), ROUND_FLOOR)
+                lost += most if what == "lose" else 0
+                paid += actual if what == "end" else 0
+                _end(ledger, run_id, what, actual)
+        known = spending.month(ledger.billed_since)
+        assert (known.used, known.reserved_usd) == (paid, lost + sum(most for _, most in alive))
+        assert known.used + known.reserved_usd <= limit
+
+
+def _end(ledger: Ledger, run_id: str, what: str, actual: Decimal) -> None:
+    """It ends as billed, or nobody tells what was billed, or it was refused; its disk's seconds are in *actual* already."""
+    if what == "refuse":
+        ledger.move(run_id, RunState.ABANDONED, note="no quota")
+        return
+    ledger.move(run_id, RunState.RUNNING)
+    billed = {"actual_usd": str(actual), "billable_seconds": 0} if what == "end" else {}
+    ledger.move(run_id, RunState.SUCCEEDED, **billed)
 
 
 @dataclasses.dataclass
