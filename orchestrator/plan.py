@@ -254,7 +254,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _price_json(plan: Plan) -> dict[str, str] | None:
+def _price_json(plan: Plan) -> dict[str, str | bool] | None:
     """The price as it was read when the run was planned: what a run has cost does not change with the catalog."""
     row = plan.machine_row() if plan.spec.backend in CLOUDS else None
     if row is None or row.price is None:
@@ -265,6 +265,8 @@ def _price_json(plan: Plan) -> dict[str, str] | None:
         "as_of": price.dated,
         "source": price.source,
         "region": price.region,
+        "published": price.published,
+        "formula": price.formula,
     }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator import spending
@@ -92,7 +92,7 @@ HAPPENS = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None)
 @given(happens=HAPPENS, limit=st.decimals(1, 60, places=2))
 def test_whatever_happens_in_a_month_its_limit_is_kept(
     happens: list[tuple[str, int, int]], limit: Decimal, tmp_path_factory: pytest.TempPathFactory
