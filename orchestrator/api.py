@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from orchestrator import backends, finding, launch, plan, preparing, spending, state, submitting
+from orchestrator import backends, books, finding, launch, plan, preparing, spending, state, submitting
 from orchestrator import smoke as smoke_run
 from orchestrator.backends import Artifact
 from orchestrator.errors import BadInput
@@ -69,7 +69,7 @@ def submit(
     Raises OrchestrateError, with all that is wrong at once, before anything is started.
     """
     place, spec = _spec(script, folder, options)
-    with spending.prices_of(spec):
+    with books.prices_of(spec):
         attempts = preparing.prepare_all(spec, place, confirm=lambda _: yes)
         if smoke:
             smoke_run.run(attempts[0])
@@ -113,7 +113,7 @@ def _prepare(
     script: str | Path | None, folder: Path | None, options: Mapping[str, Any], *, fetch: bool
 ) -> tuple[Prepared, ...]:
     place, spec = _spec(script, folder, options)
-    with spending.prices_of(spec):
+    with books.prices_of(spec):
         return preparing.prepare_all(spec, place, confirm=lambda _: False, fetch=fetch)
 
 

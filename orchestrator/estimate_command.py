@@ -10,7 +10,7 @@ from pathlib import Path
 
 from estimates import pricebook
 from estimates.bill import Span
-from orchestrator import choosing, estimate_view, estimating, history, plan, settings, spending
+from orchestrator import books, choosing, estimate_view, estimating, history, plan, settings
 from orchestrator import entrypoint as entrypoints
 from orchestrator.choosing import amount
 from orchestrator.errors import BadInput, OrchestrateError, flatten, raise_all
@@ -71,7 +71,7 @@ def reckon(flags: Flags, asked: Asked, folder: Path) -> Answer:
     if asked.as_json and asked.as_csv:
         problems.append(BadInput("--json and --csv are two formats", hint="leave one of them out"))
     spec = _spec(flags, folder, asked.config, problems)
-    with pricebook.using(spending.book_for(spec)):
+    with pricebook.using(books.book_for(spec)):
         question = _question(spec, flags, asked, folder, problems)
         names = _names(spec, flags, asked)
         regions = asked.regions or _own_region(spec)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import TYPE_CHECKING
 
 from estimates.bill import Span
 from orchestrator import spec as specs
 from orchestrator import state
-from orchestrator.runs import Ledger, Run, RunState
 from orchestrator.spec import TrainingSpec
+
+if TYPE_CHECKING:
+    from orchestrator.runs import Run
 
 LOOK_BACK = 500  # runs of all scripts
 USED = 5  # of one machine
@@ -36,6 +38,8 @@ def of_script(
     arguments: only runs with exactly these; None: those of the newest run. like: only runs with its hyperparameters, data
     and processes too. A rehearsal took this machine's time.
     """
+    from orchestrator.runs import Ledger, RunState  # an estimate with --hours needs no ledger
+
     with Ledger.open_to_read(state.ledger_file()) as ledger:
         runs = [run for run in ledger.newest(LOOK_BACK) if run.script_key == script_key]
     runs = [run for run in runs if run.state == RunState.SUCCEEDED and run.seconds() is not None]
@@ -66,7 +70,9 @@ def _told(machine: str | None, runs: list[Run], count: int, spot: bool) -> Earli
     same = [run for run in runs if run.billable_seconds is not None and _spot(run) == spot and _count(run) == count]
     billable = machine is not None and bool(same)
     seconds = [Decimal(run.billable_seconds or 0) for run in same] if billable else [_exact(run) for run in runs]
-    span = Span(min(seconds), Decimal(statistics.median(seconds)), max(seconds))
+    from statistics import median
+
+    span = Span(min(seconds), Decimal(median(seconds)), max(seconds))
     many = "the last run" if len(seconds) == 1 else f"the last {len(seconds)} runs"
     where = "here" if machine is None else f"on {machine}"
     hosts = {_count(run) for run in (same or runs)}

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator import backends, crashpoints, package, plan, spending, state
+from orchestrator import backends, books, crashpoints, package, plan, spending, state
 from orchestrator import entrypoint as entrypoints
 from orchestrator import samples as sample_data
 from orchestrator import spec as specs
@@ -103,7 +103,7 @@ def _submit_new(prepared: Prepared, progress: Progress | None) -> Launched:
     try:
         with Ledger.open(state.ledger_file()) as ledger:
             crashpoints.reached("ledger open")
-            with spending.prices_of(decided.spec):
+            with books.prices_of(decided.spec):
                 # In one transaction with the row: what is left of a month is this run's or another's, never both's.
                 ledger.insert(run := _intent(prepared), admit=spending.admission(decided))
             crashpoints.reached("intent written")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from estimates import catalog, pricebook
-from orchestrator import choosing, settings, spending
+from orchestrator import books, choosing, settings
 from orchestrator.errors import BadInput, OrchestrateError, flatten, raise_all
 from orchestrator.settings import Flags
 from orchestrator.spec import TrainingSpec
@@ -86,7 +86,7 @@ def run(asked: Asked) -> None:
     choice = choosing.choose(names, asked.backend, asked.regions, asked.gpu, problems, every=True)
     max_usd = choosing.amount("--max-usd", asked.max_usd, problems)
     raise_all(problems)
-    with pricebook.using(spending.book_for(spec)):
+    with pricebook.using(books.book_for(spec)):
         entries = [_entry(machine, choice.regions.get(machine.cloud)) for machine in choice.machines]
         if max_usd is not None:
             entries = [entry for entry in entries if entry.price and entry.price.usd_per_hour <= max_usd]

@@ -35,21 +35,17 @@ class Kept:
     newer_there: tuple[str, ...]
 
 
-def folder() -> Path:
-    return state.home() / "prices"
-
-
 def prices_file(cloud: str) -> Path:
-    return folder() / f"{cloud}.csv"
+    return state.prices_dir() / f"{cloud}.csv"
 
 
 def rates_file(cloud: str) -> Path:
-    return folder() / f"rates-{cloud}.csv"
+    return state.prices_dir() / f"rates-{cloud}.csv"
 
 
 def clouds() -> list[str]:
     """The clouds whose prices were refreshed here."""
-    return [path.stem for path in sorted(folder().glob("*.csv")) if not path.stem.startswith("rates-")]
+    return [path.stem for path in sorted(state.prices_dir().glob("*.csv")) if not path.stem.startswith("rates-")]
 
 
 def prices(cloud: str) -> list[PriceRow]:
@@ -63,7 +59,7 @@ def keep(reading: Reading) -> Kept:
     Other regions stay. Either file is replaced as a whole or not at all. Raises StateError if that cannot be done, or a
     file that is there is damaged.
     """
-    with state.locked(folder() / ".lock"):
+    with state.locked(state.prices_dir() / ".lock"):
         old = _read(prices_file(reading.cloud), PriceRow)
         rows, newer_there = _joined(old, reading.prices)
         if reading.prices:

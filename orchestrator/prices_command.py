@@ -14,8 +14,8 @@ from estimates import accelerators, catalog, offers, pricebook, skus
 from estimates.catalog import CLOUD_NAMES, Price
 from estimates.offers import ListingError, PriceRow, Reading
 from estimates.pricebook import Book
-from orchestrator import pricefiles, render, settings
-from orchestrator.errors import BadInput, CloudRefused, NotInCatalog, OrchestrateError, StateError, raise_all, shown
+from orchestrator import books, pricefiles, render, settings
+from orchestrator.errors import BadInput, CloudRefused, NotInCatalog, OrchestrateError, raise_all, shown
 from orchestrator.tables import Column, cell, clean, console, print_table
 
 SHOWN_CHANGES = 40
@@ -44,7 +44,7 @@ def refresh(
     if not clouds or "sagemaker" in clouds:
         profile, own_region = _own_settings(profile, asks_for_region=not (regions or all_regions))
     asked = _asked(clouds, regions, all_regions, own_region)
-    before = _book()
+    before = books.listed()
     read: list[_Read] = []
     errors: list[OrchestrateError] = []
     with render.progress_bar() as progress:
@@ -163,7 +163,7 @@ def _understood(read: Callable[[], Reading], what: str) -> Reading:
 
 def import_file(path: Path, as_json: bool) -> None:
     """Keep the prices of a file that was downloaded; which files are taken: see pricefiles.downloaded, also for errors."""
-    before = _book()
+    before = books.listed()
     reading = pricefiles.downloaded(path, "orchestrate prices import")
     _show([_kept(reading, ())], before, as_json)
 
@@ -172,7 +172,7 @@ def diff(path: Path | None, as_json: bool) -> None:
     """Show what was refreshed against the shipped book, or what *path* has against the book that holds now."""
     if path is not None:
         reading = pricefiles.downloaded(path, "orchestrate prices diff")
-        changes = _changes(reading.prices, _book())
+        changes = _changes(reading.prices, books.listed())
         title = f"{path.name} against the prices that hold now"
         next_step = f"orchestrate prices import {render.shown_name(shlex.quote(str(path)))}"
     else:
@@ -277,16 +277,6 @@ def _most(ignored: Mapping[str, int]) -> list[tuple[str, int]]:
 def _some(names: Sequence[str], limit: int = SHOWN_NAMES) -> str:
     more = len(names) - limit
     return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
-
-
-def _book() -> Book:
-    """The shipped prices and those that were refreshed. Raises StateError if a refreshed file is damaged."""
-    if not pricefiles.folder().is_dir():
-        return pricebook.shipped()
-    try:
-        return pricebook.read_files(pricefiles.folder())
-    except catalog.CatalogError as error:
-        raise StateError(error.what, hint=error.hint) from error
 
 
 def _show(read: Sequence[_Read], before: Book, as_json: bool) -> None:

@@ -8,18 +8,16 @@ which it was not over, with all of its cost: no month gets more than its limit, 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal, localcontext
 from fractions import Fraction
 from typing import Any
 
-from estimates import catalog, ceiling, pricebook
+from estimates import catalog, ceiling
 from estimates.ceiling import Ceiling
 from estimates.cost import format_usd
-from estimates.pricebook import Book, Terms
-from orchestrator import budgets, cloudspec, planned_cost, state
+from orchestrator import budgets, cloudspec, planned_cost
 from orchestrator import spec as specs
 from orchestrator.aws import place as places
 from orchestrator.errors import OverBudget, raise_all
@@ -29,19 +27,6 @@ from orchestrator.spec import TrainingSpec
 
 BilledSince = Callable[[str], list[Run]]
 SHOWN_RUNS = 5
-
-
-def book_for(spec: TrainingSpec) -> Book:
-    """The prices that *spec* is reckoned with: the shipped ones, those that were read since, and the user's own terms."""
-    own = Terms(dict(spec.spending.discounts), dict(spec.spending.contract))
-    return pricebook.read_files(state.home() / "prices").with_terms(own)
-
-
-@contextmanager
-def prices_of(spec: TrainingSpec) -> Iterator[Book]:
-    """Reckon with the prices of *spec* within the block."""
-    with pricebook.using(book_for(spec)) as book:
-        yield book
 
 
 # What a run can cost

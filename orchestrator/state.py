@@ -32,6 +32,11 @@ def packages_dir() -> Path:
     return home() / "packages"
 
 
+def prices_dir() -> Path:
+    """Where files of prices lie that were read since the release."""
+    return home() / "prices"
+
+
 def launch_lock(launch_key: str) -> Path:
     """The lock that whoever launches this very thing holds."""
     return home() / "locks" / launch_key

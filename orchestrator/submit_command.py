@@ -13,6 +13,7 @@ from pathlib import Path
 import typer
 
 from orchestrator import (
+    books,
     crashpoints,
     finding,
     plan,
@@ -51,7 +52,7 @@ class How:
 def run(flags: Flags, how: How) -> None:
     """Do what *flags* ask for. Raises whatever is to be told, the script's own failure included."""
     spec = _stopped(preparing.read_spec(flags, Path.cwd(), how.config), how)
-    with spending.prices_of(spec):
+    with books.prices_of(spec):
         _run(spec, how)
 
 

@@ -26,7 +26,7 @@ LAYERS = (
     ("render",),
     ("preparing", "comparison", "bill_tree"),
     ("spending", "choosing"),
-    ("planned_cost", "history"),
+    ("planned_cost", "history", "books"),
     ("finding", "tables"),
     ("staging",),
     ("rehearsal.__main__",),

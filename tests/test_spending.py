@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from estimates import catalog, pricebook
-from orchestrator import budgets, spending
+from orchestrator import books, budgets, spending
 from orchestrator import plan as plans
 from orchestrator.aws import place as places
 from orchestrator.aws import request as requests
@@ -433,10 +433,10 @@ def test_a_run_of_an_earlier_version_is_reckoned_and_one_without_a_price_stands_
 
 def test_a_contract_price_above_the_list_is_what_is_reserved(home: Path) -> None:
     spec = spec_of(max_hours=Decimal(1), spending=Spending(contract=(("ml.p3.2xlarge", Decimal("38.25")),)))
-    with spending.prices_of(spec):
+    with books.prices_of(spec):
         assert most_of(accepted(spec)) > 9 * EACH
     cheap = dataclasses.replace(spec, spending=Spending(discounts=(("sagemaker", Decimal("0.9")),)))
-    with spending.prices_of(cheap):
+    with books.prices_of(cheap):
         assert most_of(accepted(cheap)) == EACH
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from estimates import catalog, pricebook
-from orchestrator import pricefiles, prices_command
+from orchestrator import pricefiles, prices_command, state
 from orchestrator.errors import BadInput, CloudRefused, LoginNeeded, NotInCatalog, OrchestrateError
 from tests.conftest import REPOSITORY, wait_until
 from tests.prices.listings import a3, bulk, fees, n1, offer, sku, storage, written
@@ -39,7 +39,7 @@ def refused(*clouds: str, **options: Any) -> OrchestrateError:
 
 
 def price(name: str, region: str) -> str | None:
-    found = pricebook.read_files(pricefiles.folder()).price(catalog.machine(name), region)
+    found = pricebook.read_files(state.prices_dir()).price(catalog.machine(name), region)
     return f"{found.usd_per_hour:f} of {found.as_of}" if found else None
 
 
@@ -61,7 +61,7 @@ def test_both_clouds_are_read_and_their_prices_hold_from_then_on(
     assert price("ml.p3.2xlarge", "us-east-1") == f"3.9 of {today}"
     assert price("ml.m5.large", "us-west-2") == f"0.115 of {today}"
     assert price("a3-highgpu-8g", "us-central1") == f"101.007352 of {today}"
-    book = pricebook.read_files(pricefiles.folder())
+    book = pricebook.read_files(state.prices_dir())
     spot = book.price(catalog.machine("ml.g5.xlarge"), "us-east-1", "spot")
     rate = book.rate("sagemaker", "training_storage", "us-east-1")
     assert spot is not None
@@ -381,4 +381,4 @@ def test_ctrl_c_while_reading_leaves_the_old_file(pricing: Service, home: Path, 
         process.kill()
         process.wait()
     assert pricefiles.prices_file("sagemaker").read_bytes() == before
-    assert sorted(path.name for path in pricefiles.folder().iterdir()) == [".lock", "sagemaker.csv"]
+    assert sorted(path.name for path in state.prices_dir().iterdir()) == [".lock", "sagemaker.csv"]

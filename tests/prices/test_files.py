@@ -17,7 +17,7 @@ import pytest
 
 from estimates import offers, pricebook
 from estimates.offers import Reading
-from orchestrator import pricefiles
+from orchestrator import pricefiles, state
 from orchestrator.errors import BadInput, StateError
 from tests.conftest import REPOSITORY
 from tests.prices.listings import a3, bulk, n1, offer, sku, storage, written
@@ -45,8 +45,8 @@ def test_what_is_kept_is_read_back_as_it_was(home: Path) -> None:
     done = pricefiles.keep(told)
     assert tuple(pricefiles.prices("sagemaker")) == told.prices == done.prices
     assert done.path.stat().st_mode & 0o777 == 0o600
-    assert pricefiles.folder().stat().st_mode & 0o777 == 0o700
-    assert sorted(path.name for path in pricefiles.folder().iterdir()) == [
+    assert state.prices_dir().stat().st_mode & 0o777 == 0o700
+    assert sorted(path.name for path in state.prices_dir().iterdir()) == [
         ".lock",
         "rates-sagemaker.csv",
         "sagemaker.csv",
@@ -60,7 +60,7 @@ def test_the_price_book_reads_what_is_kept_and_the_newer_price_wins(home: Path) 
     shipped = pricebook.shipped().price(machine, "us-east-1")
     assert shipped is not None
     pricefiles.keep(reading(offer("ml.m5.large", "0.2"), storage("0.2", "eu-west-1")))
-    book = pricebook.read_files(pricefiles.folder())
+    book = pricebook.read_files(state.prices_dir())
     price, rate = book.price(machine, "us-east-1"), book.rate("sagemaker", "training_storage", "eu-west-1")
     assert price is not None
     assert rate is not None
@@ -69,7 +69,7 @@ def test_the_price_book_reads_what_is_kept_and_the_newer_price_wins(home: Path) 
     old = reading(offer("ml.m5.large", "9"), on=shipped.as_of - timedelta(days=1))
     pricefiles.prices_file("sagemaker").unlink()
     pricefiles.keep(old)
-    after = pricebook.read_files(pricefiles.folder()).price(machine, "us-east-1")
+    after = pricebook.read_files(state.prices_dir()).price(machine, "us-east-1")
     assert after is not None
     assert after.usd_per_hour != 9
 
@@ -133,7 +133,7 @@ def test_a_disk_without_room_leaves_the_old_file(small_disk: Path, monkeypatch: 
     with pytest.raises(StateError, match="is full"):
         pricefiles.keep(Reading("sagemaker", many, (), {}))
     assert pricefiles.prices_file("sagemaker").read_bytes() == before
-    assert sorted(path.name for path in pricefiles.folder().iterdir()) == [".lock", "sagemaker.csv"]
+    assert sorted(path.name for path in state.prices_dir().iterdir()) == [".lock", "sagemaker.csv"]
 
 
 # What was downloaded
