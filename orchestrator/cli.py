@@ -408,8 +408,11 @@ def main(argv: list[str] | None = None) -> NoReturn:
         place = words.index("--")
         own, passed = words[:place], tuple(words[place + 1 :])
     from orchestrator.faults import exit_code_of, ready_streams
+    from orchestrator.quick import hasten
 
     ready_streams()
+    if os.environ.get("_ORCHESTRATE_COMPLETE") is None:
+        hasten(app, own[0] if own else None)
     sys.exit(exit_code_of(lambda: _run(own, passed), as_json="--json" in own))
 
 

@@ -63,7 +63,7 @@ LAYERS = (
     ("cloudspec", "spendspec"),
     ("spec",),
     ("metrics", "state", "secrets", "bundled", "crashpoints"),
-    ("errors",),
+    ("errors", "quick"),
     ("bootstrap", "aws"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -171,7 +171,7 @@ def test_the_help_loads_nothing_of_ours_but_the_command_line() -> None:
         "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
         "ours = sorted(m for m in sys.modules if m.split('.')[0] in ('orchestrator', 'estimates'))\n"
         "assert 'pydantic' not in sys.modules\n"  # Typer loads it itself, for commands, not for the help
-        "known = ['orchestrator', *(f'orchestrator.{m}' for m in ('cli', 'cli_costs', 'errors', 'faults', 'options'))]\n"
+        "known = ['orchestrator', *(f'orchestrator.{m}' for m in ('cli', 'cli_costs', 'errors', 'faults', 'options', 'quick'))]\n"
         "assert ours == known, ours\n"
     )
     done = subprocess.run(
