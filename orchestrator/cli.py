@@ -408,13 +408,13 @@ def main(argv: list[str] | None = None) -> NoReturn:
         place = words.index("--")
         own, passed = words[:place], tuple(words[place + 1 :])
     from orchestrator.faults import exit_code_of, ready_streams
-    from orchestrator.quick import hasten
+    from orchestrator.quick import hastened
 
     ready_streams()
-    if os.environ.get("_ORCHESTRATE_COMPLETE") is None:
-        hasten(app, own[0] if own else None)
-    sys.exit(exit_code_of(lambda: _run(own, passed), as_json="--json" in own))
+    completing = "_ORCHESTRATE_COMPLETE" in os.environ
+    wanted = app if completing else hastened(app, own[0] if own else None)
+    sys.exit(exit_code_of(lambda: _run(wanted, own, passed), as_json="--json" in own))
 
 
-def _run(own: list[str], passed: tuple[str, ...] | None) -> Any:
-    return app(args=own, obj=passed, prog_name="orchestrate", standalone_mode=False)
+def _run(wanted: typer.Typer, own: list[str], passed: tuple[str, ...] | None) -> Any:
+    return wanted(args=own, obj=passed, prog_name="orchestrate", standalone_mode=False)

@@ -6,6 +6,8 @@ that this is tested with, values are taken as they stand; all else, and every ot
 
 from __future__ import annotations
 
+import copy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +16,23 @@ import typer
 KNOWN = ("0.29.",)
 
 
-def hasten(app: typer.Typer, command: str | None) -> None:
-    """Prepare *app* to run *command*: what was typed first; None or a word that is no command changes no more than is safe."""
+def hastened(app: typer.Typer, command: str | None) -> typer.Typer:
+    """*app* as it is needed to run *command*, what was typed first; where that is no command, with all of them."""
     if not typer.__version__.startswith(KNOWN):
-        return
-    _only(app, command)
+        return app
     _take_texts_as_they_are()
+    return _only(app, command)
 
 
-def _only(app: typer.Typer, command: str | None) -> None:
-    """Leave out the other commands, whose options would be built for nothing. The help and a misspelt word need them all."""
+def _only(app: typer.Typer, command: str | None) -> typer.Typer:
+    """Without the other commands, whose options would be built for nothing. The help and a misspelt word need them all."""
     commands = [one for one in app.registered_commands if _name(one) == command]
     groups = [one for one in app.registered_groups if one.typer_instance and one.typer_instance.info.name == command]
-    if command is not None and (commands or groups):
-        app.registered_commands, app.registered_groups = commands, groups
+    if command is None or not (commands or groups):
+        return app
+    one = copy.copy(app)
+    one.registered_commands, one.registered_groups = commands, groups
+    return one
 
 
 def _name(command: Any) -> str:
@@ -35,6 +40,7 @@ def _name(command: Any) -> str:
     return str(name).replace("_", "-")
 
 
+@cache
 def _take_texts_as_they_are() -> None:
     from typer import _coercion, core
 
