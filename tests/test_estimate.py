@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 import orchestrator
+from orchestrator import spec as specs
 from orchestrator.cli import main
 from orchestrator.runs import Ledger, RunState
+from orchestrator.spec import TrainingSpec
 from tests.conftest import Orchestrate
 from tests.test_runs import a_run
 
@@ -217,3 +219,27 @@ def test_from_python_it_is_the_same_document(orchestrate: Orchestrate) -> None:
     told = orchestrator.estimate("mlp", hours=2, instance="ml.p3.16xlarge", regions=["us-east-1"])
     typed = orchestrate(*ARTICLE, "--json").json
     assert {**told, "made_at": None} == {**typed, "made_at": None}
+
+
+def test_the_next_submit_on_the_same_machine_starts_from_what_was_billed(
+    orchestrate: Orchestrate, project: Path, home: Path
+) -> None:
+    (project / "train.py").write_text("print('hello')\n")
+    submit = (
+        "submit", "train.py", "--backend", "sagemaker", "--instance", "ml.g5.xlarge", "--region", "us-east-1",
+        "--role", "arn:aws:iam::123456789012:role/training", "--bucket", "a-bucket-of-mine", "--dry-run", "--json",
+    )  # fmt: skip
+    first = orchestrate(*submit).json["plan"]
+    assert first["seconds_from"].startswith("at most")
+    asked = TrainingSpec(script="train.py", backend="sagemaker", instance="ml.g5.xlarge")
+    done = replace(
+        a_run("r-0000000001"), backend="sagemaker", script_key=str((project / "train.py").resolve()),
+        spec=specs.as_json(asked), plan={"machine": {"name": "ml.g5.xlarge"}}, state=RunState.SUCCEEDED,
+        started_at="2026-11-01T10:00:00.000+00:00", ended_at="2026-11-01T11:00:00.000+00:00", billable_seconds=1800,
+    )  # fmt: skip
+    with Ledger.open(home / "ledger.sqlite") as ledger:
+        ledger.insert(done)
+    then = orchestrate(*submit).json["plan"]
+    assert (then["seconds"], then["seconds_from"]) == (1800, "as the last run on ml.g5.xlarge, as billed")
+    other = orchestrate(*submit, "--", "--epochs", "9").json["plan"]
+    assert other["seconds_from"].startswith("at most")
