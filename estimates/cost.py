@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal, localcontext
 
-from estimates import catalog
+from estimates import catalog, pricebook
 from estimates.catalog import Machine, Price
 
 SECONDS_PER_HOUR = 3600
@@ -61,7 +61,7 @@ def row_for(machine: Machine, seconds: float | Decimal | None, count: int = 1, r
     """
     if count < 1:
         raise ValueError(f"count is {count}, and at least one machine is needed")
-    price = catalog.price(machine, region=region)
+    price, _ = prices_of(machine, region)
     place = region or (price.region if price else catalog.DEFAULT_REGION[machine.cloud])
     if seconds is None:
         return CostRow(machine, place, price, None, count, None)
@@ -73,13 +73,18 @@ def row_for(machine: Machine, seconds: float | Decimal | None, count: int = 1, r
     return CostRow(machine, place, price, hours, count, usd)
 
 
-def worst_case(machine: Machine, hours: float | Decimal, count: int, region: str) -> Decimal | None:
-    """USD for *count* machines in *region* that run until a stop after *hours*; None if no price is known there.
+def prices_of(machine: Machine, region: str | None, *, spot: bool = False) -> tuple[Price | None, Price | None]:
+    """What the user pays for an hour of *machine*, by the terms of the current book, and the list price beside it.
 
-    Raises as row_for does.
+    On spot SageMaker has a rate of its own in few regions, and elsewhere the one on demand: the saving is in the seconds.
+    Raises CatalogError if the cloud has no such region.
     """
-    # Through its text: the float 0.1 means a tenth of an hour, not a bit more that would begin another second.
-    return row_for(machine, Decimal(str(hours)) * SECONDS_PER_HOUR, count, region).usd
+    book = pricebook.current()
+    listed = book.price(machine, region, "spot") if spot else None
+    if listed is None and not (spot and machine.cloud == "vertex"):
+        listed = book.price(machine, region)
+    place = region or (listed.region if listed else catalog.DEFAULT_REGION[machine.cloud])
+    return book.own_price(machine, listed, place), listed
 
 
 def format_usd(usd: Decimal | None) -> str:

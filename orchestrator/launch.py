@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator import backends, books, crashpoints, package, plan, spending, state
+from orchestrator import backends, books, crashpoints, package, plan, planned_cost, spending, state
 from orchestrator import entrypoint as entrypoints
 from orchestrator import samples as sample_data
 from orchestrator import spec as specs
@@ -231,8 +231,8 @@ def _intent(prepared: Prepared) -> Run:
 def _estimate(decided: Plan) -> str | None:
     if decided.spec.backend == "local":
         return "0"
-    row = decided.machine_row()
-    return None if row is None or row.usd is None else f"{row.usd:.6f}"
+    usd = planned_cost.machines_usd(decided)
+    return None if usd is None else f"{usd:.6f}"
 
 
 def cancel(run: Run, *, grace_seconds: int, reason: str) -> None:

@@ -254,12 +254,19 @@ def as_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _price_json(plan: Plan) -> dict[str, str | bool] | None:
-    """The price as it was read when the run was planned: what a run has cost does not change with the catalog."""
-    row = plan.machine_row() if plan.spec.backend in CLOUDS else None
-    if row is None or row.price is None:
+def _price_json(plan: Plan) -> dict[str, str | bool | None] | None:
+    if plan.machine is None or plan.spec.backend not in CLOUDS:
         return None
-    price = row.price
+    return price_json(*cost.prices_of(plan.machine, plan.region, spot=plan.spec.spot))
+
+
+def price_json(price: catalog.Price | None, listed: catalog.Price | None) -> dict[str, str | bool | None] | None:
+    """The price that the user pays, as a run's row keeps it: what a run has cost does not change with the catalog.
+
+    listed: the same without the user's own terms.
+    """
+    if price is None:
+        return None
     return {
         "usd_per_hour": str(price.usd_per_hour),
         "as_of": price.dated,
@@ -267,6 +274,7 @@ def _price_json(plan: Plan) -> dict[str, str | bool] | None:
         "region": price.region,
         "published": price.published,
         "formula": price.formula,
+        "list_usd_per_hour": None if listed is None else str(listed.usd_per_hour),
     }
 
 

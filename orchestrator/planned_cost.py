@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from decimal import Decimal
 
 from estimates import bill as bills
+from estimates import pricebook
 from estimates.bill import Bill, Job, Span
-from estimates.cost import format_usd
+from estimates.cost import format_usd, prices_of
 from orchestrator.plan import CLOUDS, Plan
 
 
@@ -33,6 +35,39 @@ def bill_of(plan: Plan, seconds: float | None = None) -> Bill | None:
     )
 
 
+def at_most(plan: Plan) -> bool:
+    """Is nothing known of how long it takes but its hard stop?"""
+    return plan.seconds_from.startswith("at most")
+
+
+def machines_usd(plan: Plan) -> Decimal | None:
+    """USD that the machines of *plan* are thought to cost: what its billable seconds will be held against.
+
+    Where nothing but the hard stop is known, all the time until then. None: no price is known.
+    """
+    found = bill_of(plan)
+    if found is None or found.usd is None:
+        return None
+    if at_most(plan):
+        row = plan.machine_row()
+        return None if row is None else row.usd
+    usd = found.lines[0].usd
+    return None if usd is None else usd.expected
+
+
+def age_note(plan: Plan) -> str | None:
+    """What has to be said of a price that is old; None where it is not, or not known."""
+    if plan.machine is None or plan.spec.backend not in CLOUDS:
+        return None
+    _, listed = prices_of(plan.machine, plan.region, spot=plan.spec.spot)
+    days = None if listed is None else pricebook.days_old(listed.as_of, datetime.now(UTC).date())
+    return (
+        None
+        if days is None
+        else f"the price of {plan.machine.name} was read {days} days ago: orchestrate prices refresh"
+    )
+
+
 def in_words(plan: Plan) -> str | None:
     """`estimate: ~$57.31 ($56.80 to $60.01), as the last run …`; None for a run on this machine."""
     found = bill_of(plan)
@@ -41,7 +76,7 @@ def in_words(plan: Plan) -> str | None:
     what = "estimate, were it no rehearsal" if plan.spec.rehearse else "estimate"
     if found.usd is None or found.price is None:
         return f"{what}: unknown, for want of a price of {plan.machine.name}"
-    if plan.seconds_from.startswith("at most"):
+    if at_most(plan):
         typed = f"orchestrate estimate --hours 2 --instance {plan.machine.name} --region {plan.region}"
         return f"{what}: none, it has not run on {plan.machine.name} yet; what hours of it cost: {typed}"
     derived = "" if found.price.published else "~"

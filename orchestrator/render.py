@@ -74,12 +74,26 @@ def show_plan(plan: Plan, manifest: Manifest, request: Mapping[str, Any]) -> Non
     out.print("\n[bold]Request[/] (exactly what would be sent; nothing has been sent, uploaded or written)")
     out.out(clean(json.dumps(request, ensure_ascii=False, indent=2)))
     out.print()
-    bill = planned_cost.bill_of(plan)
-    if bill is not None:
-        out.print(f"[bold]Bill[/], {plan.seconds_from}")
-        bill_tree.show(bill, out)
-        out.print()
+    _show_bill(plan, out)
     show_costs(plan, plan.seconds, plan.seconds_from, out)
+
+
+def _show_bill(plan: Plan, out: Console) -> None:
+    bill = planned_cost.bill_of(plan)
+    if bill is None:
+        return
+    out.print("[bold]Bill[/]")
+    if planned_cost.at_most(
+        plan
+    ):  # the parts of a job that runs until its hard stop would be more than it can be billed
+        out.print(cell(str(planned_cost.in_words(plan))))
+    else:
+        out.print(cell(plan.seconds_from))
+        bill_tree.show(bill, out)
+    old = planned_cost.age_note(plan)
+    if old is not None:
+        out.print(cell(old))
+    out.print()
 
 
 def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from estimates import catalog
-from orchestrator import plan, samples, state
+from estimates import catalog, pricebook
+from orchestrator import books, plan, samples, state
 from orchestrator.aws import place as places
 from orchestrator.aws.place import AwsPlace
 from orchestrator.backends import Progress
@@ -155,5 +155,5 @@ def bring_in(region: str | None, profile: str | None, *, rehearse: bool) -> tupl
     if where is None:  # another region than the user's would look as if there were no runs
         raise BadInput("no region: neither --region nor $AWS_REGION", hint="--region us-east-1")
     endpoint = control.ensure(state.home() / "rehearsal").url if rehearse else None
-    with Ledger.open(state.ledger_file()) as ledger:
+    with pricebook.using(books.listed()), Ledger.open(state.ledger_file()) as ledger:
         return where, sagemaker.sync(where, ledger, endpoint=endpoint, profile=profile)

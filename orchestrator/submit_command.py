@@ -22,14 +22,15 @@ from orchestrator import (
     render,
     spending,
     staging,
+    state,
     submitting,
     watch,
 )
 from orchestrator import smoke as smoke_run
-from orchestrator.errors import BadInput
+from orchestrator.errors import BadInput, OverBudget
 from orchestrator.launch import Launched
 from orchestrator.preparing import Prepared
-from orchestrator.runs import Run
+from orchestrator.runs import Ledger, Run
 from orchestrator.settings import Flags
 from orchestrator.spec import TrainingSpec
 
@@ -96,9 +97,9 @@ def _stopped(spec: TrainingSpec, how: How) -> TrainingSpec:
 def _confirm_cost(attempts: tuple[Prepared, ...], *, yes: bool) -> None:
     """Show what a cloud run is thought to cost, and ask where that is over confirm_above_usd. Raises OverBudget at a no."""
     plans = [prepared.plan for prepared in attempts]
-    words = planned_cost.in_words(plans[0])
-    if words is not None:
-        say(words)
+    for words in (planned_cost.in_words(plans[0]), planned_cost.age_note(plans[0])):
+        if words is not None:
+            say(words)
     question = spending.confirmation(plans)
     if question is not None and not confirmed(question, yes=yes):
         raise spending.unconfirmed(question)
@@ -157,6 +158,21 @@ def _show_dry_run(attempts: tuple[Prepared, ...], *, as_json: bool) -> None:
             )
         else:
             render.show_plan(decided, prepared.manifest, prepared.request)
+    refusal = _refusal(attempts[0].plan)
+    if refusal is not None:
+        say(f"without --dry-run this would be refused: {refusal.what} ({refusal.hint})")
+
+
+def _refusal(decided: plan.Plan) -> OverBudget | None:
+    """What the month's limit would say to this run."""
+    try:
+        admit = spending.admission(decided)
+        if admit is not None:
+            with Ledger.open_to_read(state.ledger_file()) as ledger:
+                admit(ledger.billed_since)
+    except OverBudget as error:
+        return error
+    return None
 
 
 def _say_start(prepared: Prepared, run: Run) -> None:

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from estimates import catalog, cost
+from estimates import catalog, cost, pricebook
 from estimates.catalog import CatalogError
+from estimates.pricebook import Terms
 
 # Real bills and published examples at the rate of the day: seconds, machines, USD per hour, what the bill said.
 BILLS = """\
@@ -52,27 +53,26 @@ def test_a_begun_second_is_billed_whole() -> None:
     assert cost.row_for(machine, 0).usd == 0
 
 
-def test_an_hour_in_tenths_is_not_a_second_longer() -> None:
-    """The float 0.1 is a tenth and a bit, which would bill 361 seconds."""
-    assert cost.worst_case(catalog.machine("ml.m5.large"), 0.1, 1, "us-east-1") == Decimal("0.0115")
+def test_own_terms_are_what_a_row_costs_and_the_list_price_stands_beside() -> None:
+    machine = catalog.machine("ml.p3.2xlarge")
+    terms = Terms(discounts={"sagemaker": Decimal("0.5")}, contract={"ml.p5en.48xlarge": Decimal(40)})
+    with pricebook.using(pricebook.shipped().with_terms(terms)):
+        own, listed = cost.prices_of(machine, "us-east-1")
+        assert cost.row_for(machine, 3600, 1, "us-east-1").usd == Decimal("1.9125")
+        assert cost.row_for(catalog.machine("ml.p5en.48xlarge"), 3600, 1, "us-east-1").usd == 40
+    assert own is not None
+    assert listed is not None
+    assert (own.usd_per_hour, listed.usd_per_hour) == (Decimal("1.9125"), Decimal("3.825"))
 
 
-def test_a_worst_case_grows_with_hours_and_machines() -> None:
-    machine = catalog.machine("ml.p4d.24xlarge")
-    assert cost.worst_case(machine, 24, 4, "us-east-1") == Decimal("25.251") * 96
+def test_on_spot_the_rate_is_sagemakers_own_where_there_is_one_and_vertex_has_its_spot_price() -> None:
+    def rate(name: str, region: str) -> Decimal | None:
+        price, _ = cost.prices_of(catalog.machine(name), region, spot=True)
+        return price.usd_per_hour if price else None
 
-
-def test_a_worst_case_in_a_region_without_a_price_is_unknown() -> None:
-    assert cost.worst_case(catalog.machine("ml.p5en.48xlarge"), 1, 1, "us-east-1") is None
-
-
-@settings(deadline=None)
-@given(st.decimals("0.001", "1e8", places=3), st.integers(1, 1000))
-def test_a_worst_case_is_never_under_the_bill(seconds: Decimal, count: int) -> None:
-    machine = catalog.machine("n1-standard-4")
-    worst = cost.worst_case(machine, seconds / 3600, count, "us-central1")
-    assert worst
-    assert worst * 3600 >= Decimal("0.21849885") * count * seconds * (1 - Decimal("1e-20"))
+    assert rate("ml.g5.xlarge", "us-east-2") == Decimal("1.4084")
+    assert rate("ml.p3.2xlarge", "us-east-1") == Decimal("3.825")
+    assert rate("n1-standard-4+V100", "us-central1") is None
 
 
 def test_rows_have_a_known_price_each_and_the_cheapest_comes_first() -> None:
