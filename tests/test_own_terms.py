@@ -13,8 +13,7 @@ import pytest
 from orchestrator import books, money, planned_cost, spending
 from orchestrator import plan as plans
 from orchestrator.runs import Ledger, RunState
-from orchestrator.spec import TrainingSpec
-from orchestrator.spendspec import Spending
+from orchestrator.spec import Spending, TrainingSpec
 from tests.conftest import Orchestrate
 from tests.test_spending import accepted, row_of, spec_of
 
