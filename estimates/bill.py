@@ -111,8 +111,11 @@ class Bill:
 class Job:
     """What is to be reckoned. Sizes are GB of 10⁹ bytes (disks of Vertex AI: GiB); seconds are those of one machine.
 
-    billable: *seconds* are what the cloud billed for an earlier run of the same, from the image's pull to the upload's end;
-    else they are the script's own. data_region: where the data lies, if not in the job's region.
+    *seconds* are the script's own, unless one of these says that they are of earlier jobs, from the image's pull to the
+    upload's end. billable: what the cloud billed for training, warm pools apart. around_included: their wall clock, which
+    no spot discount is in yet; with billable, both are the same: the earlier jobs were on demand. held_seconds: the wall
+    clock of earlier jobs on spot, whose billable seconds *seconds* are. data_region: where the data lies, if not in the
+    job's region.
     """
 
     machine: Machine
@@ -129,6 +132,8 @@ class Job:
     keep_alive_seconds: int = 0
     free_hours: Decimal = ZERO
     """Hours of the free tier that this account has left; none unless the user says so."""
+    around_included: bool = False
+    held_seconds: Span | None = None
 
 
 def total(lines: Iterable[Line]) -> Span:
@@ -178,7 +183,8 @@ def bill(job: Job, book: Book | None = None) -> Bill:
 def _check(job: Job) -> None:
     if job.count < 1:
         raise ValueError(f"count is {job.count}, and at least one machine is needed")
-    parts = (job.seconds.low, job.seconds.expected, job.seconds.high, job.data_gb)
+    spans = (job.seconds,) if job.held_seconds is None else (job.seconds, job.held_seconds)
+    parts = (job.data_gb, *(part for span in spans for part in (span.low, span.expected, span.high)))
     if any(not part.is_finite() or part < 0 for part in parts) or job.keep_alive_seconds < 0:
         raise ValueError("a job cannot take a negative time or amount")
 
@@ -190,12 +196,14 @@ class _Reckoning:
         self.job, self.book, self.region, self.price = job, book, region, price
         self.assumed: dict[str, None] = {}
         self.results = job.results or self._assume("results_size", "size of the results")
-        self.around = () if job.billable else tuple(self._around())
+        self.around = () if job.billable or job.around_included else tuple(self._around())
         self.rate = self._rate()
-        held = job.seconds + Span.of(job.keep_alive_seconds)
+        # A disk, and a machine on demand, cost as long as they are there; on spot less than that is billed.
+        clock = job.seconds if job.held_seconds is None else job.held_seconds
+        self.seconds = job.seconds if job.spot else clock
+        held = clock + Span.of(job.keep_alive_seconds)
         for _, seconds in self.around:
             held = held + seconds
-        # A disk is there for all of them, also where spot makes the machine's seconds cheaper.
         self.held_hours = held.whole() / SECONDS_PER_HOUR
 
     def lines(self) -> tuple[Line, ...]:
@@ -205,16 +213,22 @@ class _Reckoning:
 
     def _machines(self) -> Line:
         job = self.job
-        what = "training, by what earlier runs were billed" if job.billable else "training"
         fraction = self._spot_fraction()
         lines = [
             self._hours(name, (seconds if fraction is None else seconds * fraction).whole())
-            for name, seconds in ((what, job.seconds), *self.around)
+            for name, seconds in ((self._measured(discounted=fraction is not None), self.seconds), *self.around)
         ]
         if job.keep_alive_seconds:
             lines.append(self._hours("warm pool afterwards, at most", Span.of(job.keep_alive_seconds)))
         count = "" if job.count == 1 else f"{job.count} × "
         return _sum(f"{count}{job.machine.name}{', spot' if job.spot else ''}", lines, self.price)
+
+    def _measured(self, *, discounted: bool) -> str:
+        """The line of the training, and what its seconds are."""
+        job = self.job
+        if job.billable and not discounted and self.seconds == job.seconds:
+            return "training, by what earlier runs were billed"
+        return "training, by the wall clock of earlier runs" if job.billable or job.around_included else "training"
 
     def _around(self) -> Iterator[tuple[str, Span]]:
         """The seconds that the cloud bills before and after the script's own."""
@@ -240,7 +254,9 @@ class _Reckoning:
 
     def _spot_fraction(self) -> Span | None:
         """SageMaker's spot discount lies in the billable seconds, not in the rate: never in both."""
-        if not self.job.spot or self.job.machine.cloud != "sagemaker" or self.job.billable:
+        job = self.job
+        discounted = job.billable and not job.around_included
+        if not job.spot or job.machine.cloud != "sagemaker" or discounted:
             return None
         return self._assume("spot_billable", "spot: billable over training seconds")
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import ROUND_CEILING, Decimal, localcontext
 from functools import cache
 from pathlib import Path
@@ -191,18 +191,19 @@ def read_files(folder: Path, book: Book | None = None) -> Book:
     """*book* (default: the shipped one) and what was read since: every CSV file of *folder*, if there is such a folder.
 
     A file has the columns of prices.csv; one called `rates-*.csv` those of rates.csv. Raises CatalogError, naming file
-    and line, if one is damaged.
+    and line, if one is damaged, has a price that cannot be, or one that was read after tomorrow (UTC): it would win for ever.
     """
     book = book or shipped()
     paths = sorted(folder.glob("*.csv"))
     if not paths:
         return book
     prices, rates = dict(book.machines), book.rates
+    tomorrow = datetime.now(UTC).date() + timedelta(days=1)  # two clocks need not agree
     for path in paths:
         if path.name.startswith("rates-"):
-            rates += readings.rates(path)
+            rates += readings.rates(path, tomorrow)
         else:
-            for key, found in readings.prices(path).items():
+            for key, found in readings.prices(path, tomorrow).items():
                 prices[key] = (*prices.get(key, ()), *found)
     return replace(book, machines=prices, rates=rates)
 

@@ -10,7 +10,7 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TypeVar
 
-from estimates.rows import CLOUD_NAMES, PRECISIONS, CatalogError, Price, dated
+from estimates.rows import CLOUD_NAMES, PRECISIONS, CatalogError, Price, dated, machines
 
 PRICE_COLUMNS = (
     "cloud", "machine", "region", "market", "component", "usd_per_hour", "as_of", "as_of_precision", "grade", "source",
@@ -20,6 +20,8 @@ RATE_COLUMNS = (
     "cloud", "item", "region", "usd", "unit", "as_of", "as_of_precision", "source", "published", "note",
 )  # fmt: skip
 MARKETS = ("on_demand", "spot")
+# Wide about every rate that is known (0.004 to 0.66): what lies outside is of another unit or another machine.
+USD_PER_VCPU_HOUR = (Decimal("0.001"), Decimal(20))
 Read = TypeVar("Read")
 
 
@@ -47,20 +49,25 @@ class Rate:
         return dated(self.as_of, self.as_of_precision)
 
 
-def prices(path: Path) -> dict[tuple[str, str], tuple[Price, ...]]:
-    """The rows of a file with PRICE_COLUMNS, by cloud and machine. Raises CatalogError if it is damaged."""
+def prices(path: Path, latest: date | None = None) -> dict[tuple[str, str], tuple[Price, ...]]:
+    """The rows of a file with PRICE_COLUMNS, by cloud and machine.
+
+    Raises CatalogError if it is damaged, has a row dated after *latest*, or a price that no such machine can have.
+    """
     found: dict[tuple[str, str], list[Price]] = {}
-    for key, price in _rows(path, PRICE_COLUMNS, _price):
+    for key, price in _rows(path, PRICE_COLUMNS, latest, _price):
         found.setdefault(key, []).append(price)
     return {key: tuple(rows) for key, rows in found.items()}
 
 
-def rates(path: Path) -> tuple[Rate, ...]:
-    """The rows of a file with RATE_COLUMNS. Raises CatalogError if it is damaged."""
-    return tuple(_rows(path, RATE_COLUMNS, _rate))
+def rates(path: Path, latest: date | None = None) -> tuple[Rate, ...]:
+    """The rows of a file with RATE_COLUMNS. Raises CatalogError if it is damaged or has a row dated after *latest*."""
+    return tuple(_rows(path, RATE_COLUMNS, latest, _rate))
 
 
-def _rows(path: Path, columns: tuple[str, ...], read: Callable[[dict[str, str]], Read]) -> Iterator[Read]:
+def _rows(
+    path: Path, columns: tuple[str, ...], latest: date | None, read: Callable[[dict[str, str]], Read]
+) -> Iterator[Read]:
     table = None
     try:
         with path.open(encoding="utf-8", newline="") as lines:
@@ -72,9 +79,12 @@ def _rows(path: Path, columns: tuple[str, ...], read: Callable[[dict[str, str]],
             for cells in table:
                 if len(cells) != len(header):
                     raise ValueError(f"{len(cells)} cells under {len(header)} columns")
-                yield read(dict(zip(header, cells, strict=True)))
+                row = dict(zip(header, cells, strict=True))
+                if latest is not None and _day(row) > latest:
+                    raise ValueError(f"as_of is {row['as_of']}, later than today by this machine's clock")
+                yield read(row)
     except (ValueError, csv.Error, InvalidOperation, OSError) as error:
-        hint = "read the prices anew (orchestrate prices refresh) or take the file away"
+        hint = "take the file away, then read the prices anew: orchestrate prices refresh"
         line = max(1, table.line_num) if table is not None else 1
         raise CatalogError(f"{path}, line {line}: {_reason(error)}", hint) from error
 
@@ -99,7 +109,19 @@ def _price(row: dict[str, str]) -> tuple[tuple[str, str], Price]:
         source=_filled(row, "source"),
         note=row["note"],
     )
-    return (row["cloud"], _filled(row, "machine")), price
+    _check_possible(price.usd_per_hour, _filled(row, "machine"))
+    return (row["cloud"], row["machine"]), price
+
+
+def _check_possible(usd_per_hour: Decimal, name: str) -> None:
+    """Neither in cents nor by the month nor of nothing. What is known of no machine's size is not judged."""
+    machine = machines().get(name)
+    if machine is None or not machine.vcpus:
+        return
+    least, most = (usd * machine.vcpus for usd in USD_PER_VCPU_HOUR)
+    if not least <= usd_per_hour <= most:
+        words = f"{name}, with {machine.vcpus} vCPU, costs {least} to {most} USD an hour"
+        raise ValueError(f"usd_per_hour is {str(usd_per_hour)!r}, and {words} at any rate")
 
 
 def _rate(row: dict[str, str]) -> Rate:

@@ -11,6 +11,7 @@ from orchestrator import spec as specs
 from orchestrator.errors import BadInput, NotInCatalog, OrchestrateError, shown
 
 NO_GPU = ("none", "cpu", "no")
+NEAR_REGIONS = 5
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,7 @@ def _regions(regions: Sequence[str], cloud: str | None, problems: list[Orchestra
     for region in regions:
         homes = [name for name in clouds if region in catalog.regions(name)]
         if not homes:
-            known = [place for name in clouds for place in catalog.regions(name)]
-            hint = specs.suggestion(region, known)
+            hint = _near_region(region, clouds)
             problems.append(NotInCatalog(f"no prices for region {shown(region)} are known", hint=hint))
         elif homes[0] in found and found[homes[0]] != region:
             what = f"two regions of {catalog.CLOUD_NAMES[homes[0]]}: {found[homes[0]]} and {region}"
@@ -71,6 +71,28 @@ def _regions(regions: Sequence[str], cloud: str | None, problems: list[Orchestra
         else:
             found[homes[0]] = region
     return found
+
+
+def _near_region(region: str, clouds: Sequence[str]) -> str:
+    """The regions to take instead, a few of dozens."""
+    import difflib
+
+    known = sorted({place for name in clouds for place in catalog.regions(name)})
+    near = difflib.get_close_matches(region.casefold(), known, n=NEAR_REGIONS, cutoff=0)
+    hint = specs.suggestion(region, known)
+    return hint if hint.startswith("did you mean") else f"nearest of {len(known)}: {', '.join(near)}"
+
+
+def check_data_region(
+    region: str | None, backend: str | None, choice: Choice, problems: list[OrchestrateError]
+) -> None:
+    """That data can lie in *region*: of the clouds whose machines are asked about."""
+    clouds = tuple(dict.fromkeys(machine.cloud for machine in choice.machines)) or tuple(catalog.CLOUD_NAMES)
+    clouds = (backend,) if backend in catalog.CLOUD_NAMES else clouds
+    if region is None or any(region in catalog.regions(name) for name in clouds):
+        return
+    what = f"--data-region {shown(region)} is no region of {' or '.join(catalog.CLOUD_NAMES[name] for name in clouds)}"
+    problems.append(NotInCatalog(what, hint=_near_region(region, clouds)))
 
 
 def _named(name: str, cloud: str | None, problems: list[OrchestrateError]) -> catalog.Machine | None:
@@ -110,7 +132,8 @@ def _with_gpu(
     found = tuple(machine for machine in machines if machine.gpu and machine.gpu.casefold() == wanted)
     if not found:
         known = sorted({machine.gpu for machine in machines if machine.gpu})
-        hint = f"{specs.suggestion(gpu, known)}; known: {', '.join(known)}"
+        hint = specs.suggestion(wanted, known)
+        hint = f"{hint} known: {', '.join(known)}" if hint.startswith("did you mean") else hint
         problems.append(NotInCatalog(f"no machine here has a GPU called {shown(gpu)}", hint=hint))
     return found
 
@@ -124,3 +147,8 @@ def amount(option: str, text: str | None, problems: list[OrchestrateError], *, e
     except OrchestrateError as error:
         problems.append(error)
         return None
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 machine`, `2 machines`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 
 from estimates import pricebook
 from estimates.bill import Span
-from orchestrator import books, choosing, estimate_view, estimating, history, plan, settings
+from orchestrator import books, choosing, cloudspec, estimate_view, estimating, history, plan, settings
 from orchestrator import entrypoint as entrypoints
 from orchestrator.choosing import amount
-from orchestrator.errors import BadInput, OrchestrateError, flatten, raise_all
-from orchestrator.estimating import Question, Row
+from orchestrator.errors import BadInput, OrchestrateError, flatten, raise_all, shown
+from orchestrator.estimating import Question, Row, Typed
 from orchestrator.settings import Flags
-from orchestrator.spec import TrainingSpec
+from orchestrator.spec import CloudOptions, TrainingSpec
 
 BYTES_PER_GB = 10**9
 
@@ -70,12 +72,15 @@ def reckon(flags: Flags, asked: Asked, folder: Path) -> Answer:
     problems: list[OrchestrateError] = []
     if asked.as_json and asked.as_csv:
         problems.append(BadInput("--json and --csv are two formats", hint="leave one of them out"))
+    if asked.html is not None:
+        _check_page(Path(asked.html), problems)
     spec = _spec(flags, folder, asked.config, problems)
     with pricebook.using(books.book_for(spec)):
         question = _question(spec, flags, asked, folder, problems)
-        names = _names(spec, flags, asked)
+        names = _names(spec, flags, asked, problems)
         regions = asked.regions or _own_region(spec)
         choice = choosing.choose(names, asked.backend, regions, asked.gpu, problems, every=asked.all_machines)
+        choosing.check_data_region(asked.data_region, asked.backend, choice, problems)
         max_usd = amount("--max-usd", asked.max_usd, problems)
         raise_all(problems)
         found = estimating.rows(question, choice, max_usd=max_usd)
@@ -90,11 +95,14 @@ def _spec(flags: Flags, folder: Path, config: Path | None, problems: list[Orches
         return TrainingSpec()
 
 
-def _names(spec: TrainingSpec, flags: Flags, asked: Asked) -> tuple[str, ...]:
+def _names(spec: TrainingSpec, flags: Flags, asked: Asked, problems: list[OrchestrateError]) -> tuple[str, ...]:
     """The machines that were named: on the command line, or in the file where nothing asks for a table."""
-    if flags.instance is not None:
-        return tuple(name.strip() for name in flags.instance.split(",") if name.strip())
-    return () if asked.wants_table or asked.backend else spec.instances
+    if flags.instance is None and (asked.wants_table or asked.backend):
+        return ()
+    if spec.instance is not None and not spec.instances:
+        what = f"--instance {shown(spec.instance)} names no machine"
+        problems.append(BadInput(what, hint="--instance ml.g5.xlarge, or leave it out for a table"))
+    return spec.instances
 
 
 def _own_region(spec: TrainingSpec) -> tuple[str, ...]:
@@ -115,6 +123,8 @@ def _question(
     except OrchestrateError as error:
         if flags.script is not None or hours is None:
             problems.extend(flatten([error]))
+    pool = CloudOptions(keep_alive_minutes=spec.cloud.keep_alive_minutes)
+    problems.extend(cloudspec.check_together(pool, spot=spec.spot, max_hours=None))
     free = amount("--free-tier", asked.free_hours, problems, example="50")
     results = amount("--results-gb", asked.results_gb, problems, example="0.5")
     return Question(
@@ -129,7 +139,34 @@ def _question(
         results=None if results is None else Span.of(results),
         keep_alive_seconds=60 * (spec.cloud.keep_alive_minutes or 0),
         free_hours=free or Decimal(0),
+        typed=_typed(flags, asked),
     )
+
+
+def _typed(flags: Flags, asked: Asked) -> Typed:
+    """The words that hold for the next command too; which machines were asked for is not among them."""
+    shared = {
+        "--count": flags.count, "--volume": flags.volume_gb, "--keep-alive": flags.keep_alive_minutes,
+        "--config": asked.config,
+    }  # fmt: skip
+    own = {
+        "--hours": asked.hours, "--data-gb": asked.data_gb, "--results-gb": asked.results_gb,
+        "--free-tier": asked.free_hours,
+    }  # fmt: skip
+    spot = () if flags.spot is None else ("--spot" if flags.spot else "--no-spot",)
+    places = tuple(word for place in flags.data for word in ("--data", place))
+    return Typed(
+        script=flags.script,
+        shared=(*_words(shared), *spot, *places),
+        own=_words(own),
+        regions=asked.regions,
+        data_region=asked.data_region,
+        arguments=flags.arguments,
+    )
+
+
+def _words(options: Mapping[str, str | Path | None]) -> tuple[str, ...]:
+    return tuple(word for name, value in options.items() if value is not None for word in (name, str(value)))
 
 
 def _data_here(spec: TrainingSpec, folder: Path) -> Decimal:
@@ -144,6 +181,24 @@ def _data_here(spec: TrainingSpec, folder: Path) -> Decimal:
         place = Path(plan.channel_place(name, location, folder))
         size_bytes += sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
     return Decimal(size_bytes) / BYTES_PER_GB
+
+
+def _check_page(path: Path, problems: list[OrchestrateError]) -> None:
+    """That a page can be written there, before anything is reckoned for it."""
+    import tempfile
+
+    if path.is_dir():
+        hint = f"--html {shlex.quote(str(path / 'estimate.html'))}"
+        problems.append(BadInput(f"--html {path} is a folder, not a file", hint=hint))
+    elif path.exists() and not path.is_file():
+        problems.append(BadInput(f"--html {path} is no ordinary file", hint="--html estimate.html"))
+    else:
+        try:
+            with tempfile.TemporaryFile(dir=path.parent):
+                return
+        except OSError as error:
+            what = f"--html {path} cannot be written in {path.parent}: {error.strerror}"
+            problems.append(BadInput(what, hint="--html FILE in a folder of yours"))
 
 
 def _write_page(path: Path, document: dict[str, object]) -> None:

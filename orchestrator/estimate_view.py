@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import csv
+import math
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from decimal import ROUND_CEILING
+from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
-from estimates.bill import Bill
+from estimates import catalog, ceiling
+from estimates.bill import DEFAULT_DISK_GB, Bill
+from estimates.catalog import Machine
 from estimates.cost import format_usd
 from orchestrator import bill_tree, estimating
+from orchestrator.budgets import MIN_SECONDS
+from orchestrator.choosing import counted
 from orchestrator.estimating import Question, Row
 from orchestrator.tables import Column, cell, console, duration, print_pairs, print_table
 
 SHOWN = 25
+LAUNCHED = ("sagemaker",)  # the clouds to which this version's submit can send
 _TABLE = (
     Column("cloud"),
     Column("machine"),
@@ -59,17 +66,18 @@ def _show_bill(question: Question, row: Row) -> None:
     shown = row.spot if question.spot else row.on_demand
     if shown is None:
         out.print(cell(f"{machine.name}: no spot price is known in {row.region}"))
+        out.print(cell(_next(question, row, None)))
         return
     out.print()
     gone = bill_tree.show(shown, out)
     out.print()
-    print_pairs(out, ((name, cell(words)) for name, words in _about(row, shown)))
+    print_pairs(out, ((name, cell(words)) for name, words in _about(question, row, shown)))
     if gone:
         out.print(f"Too narrow here to show: {', '.join(gone)}.")
     out.print(cell(_next(question, row, shown)))
 
 
-def _about(row: Row, shown: Bill) -> Iterator[tuple[str, str]]:
+def _about(question: Question, row: Row, shown: Bill) -> Iterator[tuple[str, str]]:
     """Where the figures come from, and what is not in them."""
     price = shown.price
     if price is None:
@@ -83,22 +91,92 @@ def _about(row: Row, shown: Bill) -> Iterator[tuple[str, str]]:
         yield "old", f"the price was read {row.days_old} days ago: orchestrate prices refresh"
     if row.retired:
         yield "withdrawn", row.retired
+    for said in estimating.free_tier_notes(question, [row]):
+        yield "free tier", said
     for said in shown.assumptions:
         yield "assumed", said
     yield "not counted", "; ".join(shown.not_counted)
 
 
-def _next(question: Question, row: Row, shown: Bill) -> str:
-    script = f" {question.script.removesuffix('.py')}" if question.script == "mlp.py" else f" {question.script}"
-    script = script if question.script else ""
+# What to type next: what was typed, with a machine
+
+
+def _next(question: Question, row: Row, shown: Bill | None) -> str:
+    """The next command for one machine. shown: its bill; None: there is none on spot."""
+    machine = row.machine
+    of_it = _estimate(question, machine)
+    if shown is None and row.price is not None:
+        return f"next: {_estimate(question, machine, spot=False)}   or: {_refresh(machine, row)}"
+    if shown is None or shown.usd is None:
+        return f"next: {_refresh(machine, row)}   or: {_estimate(question)}"
     if not question.known:
-        return f"next: orchestrate estimate{script} --instance {row.machine.name} --hours 2   or run it here first"
-    if shown.usd is None:
-        return "next: orchestrate estimate --all"
-    count = "" if question.count == 1 else f" --count {question.count}"
-    budget = shown.usd.high.to_integral_value(ROUND_CEILING)
-    submit = f"orchestrate submit{script} --backend {row.machine.cloud} --instance {row.machine.name}{count}"
-    return f"next: {submit} --region {row.region} --budget {budget}   or: orchestrate estimate{script} --all"
+        return f"next: {of_it}   or run it here first"
+    if machine.cloud not in LAUNCHED:
+        return f"next: {_estimate(question, cloud=LAUNCHED[0])}   or: orchestrate machines {machine.name}"
+    return f"next: {_submit(question, row, shown)}   or: {_estimate(question)}"
+
+
+def _estimate(
+    question: Question,
+    machine: Machine | None = None,
+    *,
+    cloud: str | None = None,
+    spot: bool = True,
+) -> str:
+    """The same estimate of one machine, of one cloud or, of neither, of all machines."""
+    typed = question.typed
+    only = machine.cloud if machine is not None else cloud
+    words = list(typed.own) if question.known else ["--hours", "2", *typed.own]
+    if machine is not None:
+        words += ["--instance", machine.name]
+    elif cloud is not None:
+        words += ["--backend", cloud]
+    else:
+        words.append("--all")
+    for region in typed.regions:
+        words += ["--region", region] if only is None or region in catalog.regions(only) else []
+    if typed.data_region is not None and (only is None or typed.data_region in catalog.regions(only)):
+        words += ["--data-region", typed.data_region]
+    words += typed.shared if spot else [*(word for word in typed.shared if word != "--spot"), "--no-spot"]
+    return _command("estimate", question, words)
+
+
+def _submit(question: Question, row: Row, shown: Bill) -> str:
+    words = ["--backend", row.machine.cloud, "--instance", row.machine.name, "--region", row.region]
+    return _command("submit", question, [*words, *question.typed.shared, "--budget", str(_budget(row, shown))])
+
+
+def _budget(row: Row, shown: Bill) -> int:
+    """Whole USD with which the hard stop comes after the longest that it may take.
+
+    It is bought at the list price and without the discount of spot, which nobody promises: the expected bill is less.
+    """
+    from orchestrator.aws.place import STOP_SECONDS  # only where a submit is named
+
+    job = row.job
+    held = [line.quantity.high for line in row.on_demand.lines[0].lines if line.quantity is not None]
+    seconds = math.ceil(sum(held, Decimal(0)) * estimating.SECONDS_PER_HOUR / job.count)
+    disk_gb = DEFAULT_DISK_GB[row.machine.cloud] if job.disk_gb is None else job.disk_gb
+    most = ceiling.of(
+        row.machine, count=job.count, region=row.region, spot=job.spot, disk_gb=disk_gb, stop_seconds=STOP_SECONDS,
+        book=row.book,
+    )  # fmt: skip
+    usd = [most.usd_at(max(seconds, MIN_SECONDS))] if most is not None else []
+    usd += [shown.usd.high] if shown.usd is not None else []
+    return max(1, *(int(one.to_integral_value(ROUND_CEILING)) for one in usd))
+
+
+def _refresh(machine: Machine, row: Row) -> str:
+    words = ["orchestrate", "prices", "refresh", "--cloud", machine.cloud]
+    return shlex.join([*words, "--region", row.region] if row.job.region is not None else words)
+
+
+def _command(verb: str, question: Question, words: Sequence[str]) -> str:
+    """A command as it is typed, in full."""
+    typed = question.typed
+    script = [] if typed.script is None else [typed.script]
+    arguments = [] if typed.arguments is None else ["--", *typed.arguments]
+    return shlex.join(["orchestrate", verb, *script, *words, *arguments])
 
 
 # Several machines
@@ -111,6 +189,7 @@ def _show_table(question: Question, found: Sequence[Row], *, every: bool) -> Non
     out.print(cell(f"{what} on each machine{f', {hours} of training' if hours else ''}"), style="bold")
     if not found:
         out.print("no machine fits: ask for less, or leave a filter out")
+        out.print(cell(f"next: {_estimate(question)}"))
         return
     if not question.known:
         out.print(cell(f"how long it trains is {estimating.NOT_KNOWN}; --hours says it, or run it here once"))
@@ -124,17 +203,17 @@ def _show_table(question: Question, found: Sequence[Row], *, every: bool) -> Non
     )  # fmt: skip
     left = f", {len(shown)} of them here (--all: every one)" if len(shown) < len(priced) else ""
     unknown = len(found) - len(priced)
-    out.print(f"{len(priced)} machines with a price{left}; {unknown} without. Each bill's parts: --instance MACHINE.")
+    out.print(f"{counted(len(priced), 'machine')} with a price{left}; {unknown} without.")
+    out.print("Costs are those expected; low, high and a bill's parts: --instance MACHINE.")
     for said in estimating.notes(question, found):
         out.print(cell(f"note: {said}"))
     assumed = dict.fromkeys(said.partition(":")[0] for said in estimating.all_assumed(shown, spot=True))
     out.print(cell(f"assumed (a machine's own bill says how much): {', '.join(assumed)}"))
     if gone:
         out.print(f"Too narrow here to show: {', '.join(gone)}.")
-    script = f" {question.script}" if question.script else ""
-    out.print(
-        cell(f"next: orchestrate estimate{script} --instance {shown[0].machine.name}   or: --html FILE for a chart")
-    )
+    first = shown[0]
+    this = _refresh(first.machine, first) if not priced else _estimate(question, first.machine)
+    out.print(cell(f"next: {this}   or: --html FILE for a chart"))
 
 
 def _few(found: list[Row]) -> list[Row]:
@@ -157,19 +236,17 @@ def _table_words(row: Row) -> tuple[str, ...]:
         row.region,
         bill_tree.number(row.hours),
         _usd(row.on_demand),
-        _usd(row.spot, span=True),
+        _usd(row.spot),
         price.dated if price else "-",
         ", ".join(row.marks),
     )
 
 
-def _usd(bill: Bill | None, *, span: bool = False) -> str:
-    """`~$57.31`, or from low to high, `$9.10–21.40`."""
+def _usd(bill: Bill | None) -> str:
+    """What is expected: `~$57.31`."""
     if bill is None or bill.usd is None or bill.price is None:
         return "unknown"
     derived = "" if bill.price.published else "~"
-    if span and bill.usd.low != bill.usd.high:
-        return f"{derived}{format_usd(bill.usd.low)}–{format_usd(bill.usd.high).removeprefix('$')}"
     return f"{derived}{format_usd(bill.usd.expected)}"
 
 

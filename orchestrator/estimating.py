@@ -21,6 +21,18 @@ NOT_PREDICTED = "how fast each machine would be is not predicted yet"
 
 
 @dataclass(frozen=True)
+class Typed:
+    """What was typed, word for word: the commands that are named next repeat it."""
+
+    script: str | None = None
+    shared: tuple[str, ...] = ()  # options that a submit has too
+    own: tuple[str, ...] = ()  # options of an estimate alone
+    regions: tuple[str, ...] = ()
+    data_region: str | None = None
+    arguments: tuple[str, ...] | None = None  # behind --
+
+
+@dataclass(frozen=True)
 class Question:
     """What is to be estimated, apart from the machines."""
 
@@ -35,31 +47,36 @@ class Question:
     results: Span | None = None
     keep_alive_seconds: int = 0
     free_hours: Decimal = Decimal(0)
+    typed: Typed = field(default_factory=Typed)
 
     def job(self, machine: catalog.Machine, region: str | None) -> tuple[Job, str]:
         """The job on *machine*, and where its hours come from."""
-        seconds, billable, words = self._seconds(machine)
+        time = self._time(machine)
         job = Job(
-            machine, seconds, region, self.count, self.spot, billable, self.disk_gb, self.data_gb, self.data_region,
-            self.results, None, self.keep_alive_seconds, self.free_hours,
+            machine, time.seconds, region, count=self.count, spot=self.spot, billable=time.billable,
+            disk_gb=self.disk_gb, data_gb=self.data_gb, data_region=self.data_region, results=self.results,
+            keep_alive_seconds=self.keep_alive_seconds, free_hours=self.free_hours,
+            around_included=time.around_included, held_seconds=time.held_seconds,
         )  # fmt: skip
-        return job, words
+        return job, time.words
 
     @property
     def known(self) -> bool:
         """Whether anything tells how long it takes."""
         return self.hours is not None or bool(self.earlier)
 
-    def _seconds(self, machine: catalog.Machine) -> tuple[Span, bool, str]:
+    def _time(self, machine: catalog.Machine) -> Earlier:
+        """What is known of the time on *machine*."""
         if self.hours is not None:
-            return Span.of(self.hours * SECONDS_PER_HOUR), False, "as typed (--hours)"
+            return Earlier(None, Span.of(self.hours * SECONDS_PER_HOUR), billable=False, words="as typed (--hours)")
         own = self.earlier.get(machine.name)
         if own is not None:
-            return own.seconds, own.billable, own.words
+            return own
         other = newest(self.earlier)
-        if other is not None:
-            return other.seconds, False, f"as {other.words}: {NOT_PREDICTED}"
-        return Span.of(SECONDS_PER_HOUR), False, NOT_KNOWN
+        if other is None:
+            return Earlier(None, Span.of(SECONDS_PER_HOUR), billable=False, words=NOT_KNOWN)
+        words = f"as {other.words}: {NOT_PREDICTED}"
+        return Earlier(None, other.wall_clock, billable=False, words=words, around_included=other.around_included)
 
 
 @dataclass(frozen=True)
@@ -158,16 +175,39 @@ def notes(question: Question, found: Sequence[Row]) -> tuple[str, ...]:
     ]
     if stale:
         _, dated, name = min(stale)
-        what = f"prices of {len(stale)} of {len(priced)} machines are over {pricebook.STALE_DAYS} days old"
-        said.append(f"{what}, the oldest of {dated} ({name}): orchestrate prices refresh")
+        if len(stale) == 1:
+            what = f"the price of {name} is over {pricebook.STALE_DAYS} days old, of {dated}"
+        else:
+            what = f"prices of {len(stale)} of {len(priced)} machines are over {pricebook.STALE_DAYS} days old"
+            what += f", the oldest of {dated} ({name})"
+        said.append(f"{what}: orchestrate prices refresh")
     derived = len([row for row in priced if row.price is not None and not row.price.published])
     if derived:
-        said.append(f"~ {derived} prices are derived from the machine's price outside the service, not published")
+        are = "price is" if derived == 1 else "prices are"
+        said.append(f"~ {derived} {are} derived from the machine's price outside the service, not published")
     if any(row.retired for row in found):
         said.append("† is being withdrawn there: orchestrate machines MACHINE says what is known")
     if question.count > 1:
         said.append(f"{question.count} machines: hours are as given or as measured, not divided")
+    said.extend(free_tier_notes(question, found))
     return tuple(said)
+
+
+def free_tier_notes(question: Question, found: Sequence[Row]) -> tuple[str, ...]:
+    """Where the hours of the free tier that were typed lower no bill."""
+    if not question.free_hours or not found:
+        return ()
+    if question.spot:
+        return ("--free-tier lowers no bill here: none is known for spot",)
+    with_one = [row.machine.name for row in found if row.book.free_tier(row.machine) is not None]
+    if len(with_one) == len(found):
+        return ()
+    if with_one:
+        return (
+            f"--free-tier lowers the bill of {' and '.join(with_one)} alone: no other machine here has a free tier",
+        )
+    name = found[0].machine.name if len(found) == 1 else "none of these machines"
+    return (f"--free-tier lowers no bill here: {name} has {'no' if len(found) == 1 else 'a'} free tier",)
 
 
 def all_assumed(found: Iterable[Row], *, spot: bool) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -22,12 +23,22 @@ _ALIKE = ("hyperparameters", "data", "processes", "count")
 
 @dataclass(frozen=True)
 class Earlier:
-    """What earlier runs tell of one machine. billable: the seconds are what the cloud billed, the script's own otherwise."""
+    """What earlier runs tell of one machine; billable, around_included and held_seconds are meant as in estimates.bill.Job.
+
+    On this machine the seconds are the script's own.
+    """
 
     machine: str | None  # None: this machine
     seconds: Span
     billable: bool
     words: str
+    around_included: bool = False
+    held_seconds: Span | None = None
+
+    @property
+    def wall_clock(self) -> Span:
+        """How long it took from start to end: what stands for another machine, or another market."""
+        return self.seconds if self.held_seconds is None else self.held_seconds
 
 
 def of_script(
@@ -69,15 +80,31 @@ def _told(machine: str | None, runs: list[Run], count: int, spot: bool) -> Earli
     # A spot run's billable seconds have the discount in them, and one of other hosts another share of the work.
     same = [run for run in runs if run.billable_seconds is not None and _spot(run) == spot and _count(run) == count]
     billable = machine is not None and bool(same)
-    seconds = [Decimal(run.billable_seconds or 0) for run in same] if billable else [_exact(run) for run in runs]
+    used = same if billable else runs
+    many = "the last run" if len(used) == 1 else f"the last {len(used)} runs"
+    where = "here" if machine is None else f"on {machine}"
+    hosts = {_count(run) for run in used}
+    other = "" if hosts == {count} else f", with {', '.join(map(str, sorted(hosts)))} machines"
+    clock = _span([_exact(run) for run in used])
+    return Earlier(
+        machine,
+        seconds=_span([_trained(run) for run in used]) if billable else clock,
+        billable=billable,
+        words=f"{many} {where}{', as billed' if billable else ''}{other}",
+        around_included=machine is not None and not (billable and spot),
+        held_seconds=clock if billable and spot else None,
+    )
+
+
+def _span(seconds: list[Decimal]) -> Span:
     from statistics import median
 
-    span = Span(min(seconds), Decimal(median(seconds)), max(seconds))
-    many = "the last run" if len(seconds) == 1 else f"the last {len(seconds)} runs"
-    where = "here" if machine is None else f"on {machine}"
-    hosts = {_count(run) for run in (same or runs)}
-    other = "" if hosts == {count} else f", with {', '.join(map(str, sorted(hosts)))} machines"
-    return Earlier(machine, span, billable, f"{many} {where}{', as billed' if billable else ''}{other}")
+    return Span(min(seconds), Decimal(median(seconds)), max(seconds))
+
+
+def _trained(run: Run) -> Decimal:
+    """What was billed for the job itself: more than its wall clock, in begun seconds, is the warm pool's after it."""
+    return min(Decimal(run.billable_seconds or 0), Decimal(math.ceil(_exact(run))))
 
 
 def _exact(run: Run) -> Decimal:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from estimates import catalog, pricebook
 from orchestrator import books, choosing, settings
+from orchestrator.choosing import counted
 from orchestrator.errors import BadInput, OrchestrateError, flatten, raise_all
 from orchestrator.settings import Flags
 from orchestrator.spec import TrainingSpec
@@ -82,7 +84,7 @@ def run(asked: Asked) -> None:
     except OrchestrateError as error:
         problems.extend(flatten([error]))
         spec = TrainingSpec()
-    names = (asked.machine,) if asked.machine else ()
+    names = () if asked.machine is None else (asked.machine,)
     choice = choosing.choose(names, asked.backend, asked.regions, asked.gpu, problems, every=True)
     max_usd = choosing.amount("--max-usd", asked.max_usd, problems)
     raise_all(problems)
@@ -95,9 +97,9 @@ def run(asked: Asked) -> None:
         elif asked.as_csv:
             _print_csv(entries)
         elif choice.named and entries:
-            _show_one(entries[0])
+            _show_one(entries[0], asked)
         else:
-            _show_all(entries, every=asked.all_machines)
+            _show_all(entries, asked)
 
 
 def _entry(machine: catalog.Machine, region: str | None) -> Entry:
@@ -108,8 +110,8 @@ def _entry(machine: catalog.Machine, region: str | None) -> Entry:
     return Entry(machine, place, book.own_price(machine, listed, place), spot)
 
 
-def _show_all(entries: Sequence[Entry], *, every: bool) -> None:
-    out = console()
+def _show_all(entries: Sequence[Entry], asked: Asked) -> None:
+    out, every = console(), asked.all_machines
     shown = [entry for entry in entries if every or entry.price is not None]
     shown.sort(key=_order)
     gone = print_table(
@@ -118,16 +120,31 @@ def _show_all(entries: Sequence[Entry], *, every: bool) -> None:
     )  # fmt: skip
     unknown = sum(1 for entry in entries if entry.price is None)
     listed = "" if every or not unknown else "; --all lists those too"
-    out.print(f"{len(entries) - unknown} machines with a price, {unknown} whose price is unknown{listed}.")
+    out.print(f"{counted(len(entries) - unknown, 'machine')} with a price, {unknown} whose price is unknown{listed}.")
     if any(entry.price and not entry.price.published for entry in shown):
         out.print("~ is derived from the machine's price outside the service; not published by it.")
     if any(entry.retired for entry in shown):
         out.print("† is being withdrawn there.")
-    out.print("SageMaker has no spot prices: the discount comes as fewer billable seconds, known afterwards.")
+    if any(entry.machine.cloud == "sagemaker" for entry in shown):
+        out.print("SageMaker has no spot prices: the discount comes as fewer billable seconds, known afterwards.")
     if gone:
         out.print(f"Too narrow here to show: {', '.join(gone)}.")
     if shown:
-        out.print(cell(f"next: orchestrate machines {shown[0].machine.name}   or: orchestrate estimate --hours 2"))
+        first = shown[0].machine
+        one = _command(asked, "machines", first.name, cloud=first.cloud)
+        filters = [word for name, value in (("--backend", asked.backend), ("--gpu", asked.gpu)) if value is not None
+                   for word in (name, value)]  # fmt: skip
+        out.print(cell(f"next: {one}   or: {_command(asked, 'estimate', '--hours', '2', *filters)}"))
+    else:
+        out.print("next: orchestrate machines --all")
+
+
+def _command(asked: Asked, *words: str, cloud: str | None = None) -> str:
+    """A command with the regions and the settings file that were typed. cloud: only its regions."""
+    regions = [region for region in asked.regions if cloud is None or region in catalog.regions(cloud)]
+    places = [word for region in regions for word in ("--region", region)]
+    config = [] if asked.config is None else ["--config", str(asked.config)]
+    return shlex.join(["orchestrate", *words, *places, *config])
 
 
 def _order(entry: Entry) -> tuple[bool, Decimal, str]:
@@ -152,7 +169,7 @@ def _words(entry: Entry) -> tuple[str, ...]:
     )
 
 
-def _show_one(entry: Entry) -> None:
+def _show_one(entry: Entry, asked: Asked) -> None:
     """All that is known of one machine."""
     out = console()
     print_pairs(out, ((name, cell(words)) for name, words in _about(entry)))
@@ -160,7 +177,11 @@ def _show_one(entry: Entry) -> None:
     if rows:
         out.print("\n[bold]Every reading of its price[/]")
         print_table(out, _PRICES, [[cell(word) for word in _reading(price)] for price in rows], ("source", "component"))
-    out.print(cell(f"next: orchestrate estimate --hours 2 --instance {entry.machine.name}"))
+    name, cloud = entry.machine.name, entry.machine.cloud
+    if entry.price is None:
+        out.print(cell(f"next: {_command(replace(asked, config=None), 'prices', 'refresh', '--cloud', cloud)}"))
+    else:
+        out.print(cell(f"next: {_command(asked, 'estimate', '--hours', '2', '--instance', name)}"))
 
 
 def _about(entry: Entry) -> Iterator[tuple[str, str]]:

@@ -44,6 +44,8 @@ class Plan:
     cloud: AwsPlace | None = None
     data_uris: specs.Pairs = ()  # where in the cloud each data channel lies, or will lie
     seconds_are_billed: bool = False  # they are what the cloud billed for the same before, start and upload included
+    around_included: bool = False  # they are a cloud job's, by the wall clock or as billed: start and upload included
+    held_seconds: float | None = None  # for which the machines were held, where that is more than was billed: on spot
 
     @property
     def script_key(self) -> str:

@@ -29,6 +29,8 @@ def bill_of(plan: Plan, seconds: float | None = None) -> Bill | None:
             plan.spec.count,
             plan.spec.spot,
             billable=plan.seconds_are_billed,
+            around_included=plan.around_included,
+            held_seconds=None if plan.held_seconds is None else Span.of(Decimal(str(plan.held_seconds))),
             disk_gb=options.volume_gb,
             keep_alive_seconds=60 * (options.keep_alive_minutes or 0),
         )

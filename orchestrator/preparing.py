@@ -18,6 +18,7 @@ from orchestrator.backends import Backend, Progress
 from orchestrator.entrypoint import Entrypoint
 from orchestrator.errors import BadInput, OrchestrateError, flatten, raise_all
 from orchestrator.finding import find
+from orchestrator.history import Earlier
 from orchestrator.package import Manifest
 from orchestrator.plan import Plan
 from orchestrator.runs import Ledger, Run, utc_now
@@ -131,7 +132,7 @@ def _plan(spec: TrainingSpec, checked: _Checked, manifest: Manifest, stage: Stag
         channels=checked.channels,
         seconds=expected.seconds,
         seconds_from=expected.source,
-        seconds_are_billed=expected.billed,
+        **_of_earlier(expected.earlier),
         notes=_notes(spec, checked.machine, checked.place, stage.level),
         checkpoints_from=_checkpoints_of(spec.resume_from, spec),
         cloud=stage.set(checked.place),
@@ -205,13 +206,25 @@ def megabytes(size_bytes: int) -> str:
     return f"{size_bytes / 1e3:,.1f} kB" if size_bytes < 1e6 else f"{size_bytes / 1e6:,.1f} MB"
 
 
+def _of_earlier(earlier: Earlier | None) -> dict[str, Any]:
+    """What a plan keeps of the earlier run that its seconds are from."""
+    if earlier is None:
+        return {}
+    held = earlier.held_seconds
+    return {
+        "seconds_are_billed": earlier.billable,
+        "around_included": earlier.around_included,
+        "held_seconds": None if held is None else float(held.expected),
+    }
+
+
 @dataclass(frozen=True)
 class _Expected:
-    """How long a run is thought to take, who thinks so, and whether those are seconds that a cloud billed."""
+    """How long a run is thought to take, who thinks so, and what earlier run of a cloud tells it, if one does."""
 
     seconds: float | None
     source: str
-    billed: bool = False
+    earlier: Earlier | None = None
 
 
 def _expected_seconds(spec: TrainingSpec, found: Entrypoint, place: AwsPlace | None) -> _Expected:
@@ -219,7 +232,7 @@ def _expected_seconds(spec: TrainingSpec, found: Entrypoint, place: AwsPlace | N
         key = plan.script_key(found)
         earlier = history.of_script(key, spec.arguments, count=spec.count, spot=spec.spot, like=spec).get(spec.instance)
         if earlier is not None:
-            return _Expected(float(earlier.seconds.expected), f"as {earlier.words}", earlier.billable)
+            return _Expected(float(earlier.seconds.expected), f"as {earlier.words}", earlier)
     else:
         asked = specs.as_json(spec)
         keys = ("arguments", "hyperparameters", "data", "backend", "instance", "count", "processes")

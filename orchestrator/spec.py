@@ -186,12 +186,12 @@ def choice(option: str, value: object, allowed: Iterable[str]) -> str:
 
 
 def suggestion(wrong: str, known: Iterable[str]) -> str:
-    """ "did you mean X?" for the nearest of *known*, else the list of them."""
+    """ "did you mean X?" for the nearest of *known*, upper and lower case alike, else the list of them."""
     import difflib
 
-    known = tuple(known)
-    near = difflib.get_close_matches(wrong, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]}?" if near else "one of: " + ", ".join(known)
+    folded = {name.casefold(): name for name in known}
+    near = difflib.get_close_matches(wrong.casefold(), folded, n=1, cutoff=0.5)
+    return f"did you mean {folded[near[0]]}?" if near else "one of: " + ", ".join(folded.values())
 
 
 def text_value(option: str, value: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from estimates import catalog, pricebook
+from estimates.pricebook import Book
 from orchestrator import preparing
 from orchestrator.backends.sagemaker import bootstrap_digest
 from orchestrator.errors import OrchestrateError, Problems
@@ -112,6 +115,60 @@ def test_the_launch_key_tells_what_was_asked_for(folder: Path) -> None:
     (folder / "train.py").write_text("print(2)\n")
     keys.add(prepared(folder).launch_key)
     assert len(keys) == len(others) + 2
+
+
+def dearer() -> Book:
+    """The prices after a refresh: ml.p3.2xlarge at 7.65 USD an hour."""
+    machine = catalog.machine("ml.p3.2xlarge")
+    before = pricebook.shipped()
+    listed = before.price(machine, "us-east-1")
+    assert listed is not None
+    now = dataclasses.replace(listed, usd_per_hour=2 * listed.usd_per_hour)
+    return dataclasses.replace(before, machines={**before.machines, (machine.cloud, machine.name): (now,)})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"budget_usd": "10"},
+        {"budget_usd": "10", "spot": True},
+        {
+            "budget_usd": "17",
+            "spot": True,
+            "max_wait_hours": "3",
+        },  # bought before, and waited for no longer than asked now
+        {"budget_usd": "10", "volume_gb": "500", "keep_alive_minutes": "5"},
+    ],
+)
+def test_a_budget_asks_for_the_same_whatever_it_buys_today(folder: Path, options: dict[str, Any]) -> None:
+    made = prepared(folder, **options)
+    with pricebook.using(dearer()):
+        later = prepared(folder, **options)
+    assert later.request["StoppingCondition"] != made.request["StoppingCondition"]
+    assert later.launch_key == made.launch_key
+
+
+def test_other_money_or_other_hours_are_another_thing_to_ask_for(folder: Path) -> None:
+    one: dict[str, Any] = {"budget_usd": "10"}
+    others: list[dict[str, Any]] = [
+        one, {"budget_usd": "10.01"}, {"max_hours": "1"}, {"max_hours": "2"}, {}, {**one, "spot": True},
+        {**one, "spot": True, "max_wait_hours": "100"}, {**one, "spot": True, "max_wait_hours": "101"},
+    ]  # fmt: skip
+    assert len({prepared(folder, **other).launch_key for other in others}) == len(others)
+    hours = [prepared(folder, max_hours="1", **money).launch_key for money in ({}, one)]
+    assert hours[0] == hours[1]  # the request is the same, to the last field
+    assert prepared(folder, budget_usd="10.00").launch_key == prepared(folder, **one).launch_key
+
+
+def test_a_limit_for_every_run_is_a_budget_in_the_key_too(folder: Path) -> None:
+    settings_file = folder / "orchestrate.toml"
+    keys = []
+    for usd in ("10", "11"):
+        settings_file.write_text(f"[limits]\nper_run_usd = {usd}\n")
+        keys.append(prepared_from_file(folder).launch_key)
+        with pricebook.using(dearer()):
+            assert prepared_from_file(folder).launch_key == keys[-1]
+    assert keys[0] != keys[1]
 
 
 def test_every_string_of_the_user_travels_in_the_job_file_byte_for_byte(folder: Path) -> None:

@@ -42,7 +42,9 @@ def planned(spec: TrainingSpec, problems: list[OrchestrateError]) -> Plan | None
     """The plan of *spec* without a folder, a package or data: all that decides what it can cost. None: refused."""
     machine = catalog.machine(str(spec.instance))
     run_id = plans.new_run_id()
-    place = places.decide(spec, machine, run_id=run_id, name="train", stage=None, problems=problems)
+    terms = pricebook.Terms(dict(spec.spending.discounts), dict(spec.spending.contract))
+    with pricebook.using(pricebook.current().with_terms(terms)):
+        place = places.decide(spec, machine, run_id=run_id, name="train", stage=None, problems=problems)
     if place is None:
         return None
     folder = Path("/nowhere/runs") / run_id
@@ -81,16 +83,20 @@ def with_nvme() -> frozenset[str]:
         return frozenset(row["machine"] for row in csv.DictReader(lines) if row["local_nvme_gb"] not in ("", "0"))
 
 
-def most_usd(request: dict[str, Any], region: str) -> Fraction:
-    """What *request* can be billed, from its own fields and the tables alone."""
-    resources, stop = request["ResourceConfig"], request["StoppingCondition"]
+def contract_of(spec: TrainingSpec) -> list[Decimal]:
+    """The contract price of its machine by the pattern that names it best; none where no pattern does."""
+    known, name = dict(spec.spending.contract), str(spec.instance)
+    return [known[pattern] for pattern in (f"{name}@{spec.region}", name, f"{name[:5]}*") if pattern in known][:1]
+
+
+def most_usd(request: dict[str, Any], spec: TrainingSpec) -> Fraction:
+    """What *request* can be billed, from its own fields and the tables alone: at the list's price or the contract's."""
+    resources, stop, region = request["ResourceConfig"], request["StoppingCondition"], str(spec.region)
     machine = catalog.machine(resources["InstanceType"])
-    book = pricebook.shipped()
-    found = [book.price(machine, region)]
-    if request["EnableManagedSpotTraining"]:
-        found.append(book.price(machine, region, "spot"))
-        assert stop["MaxWaitTimeInSeconds"] >= stop["MaxRuntimeInSeconds"]
-    hourly = max(Fraction(price.usd_per_hour) for price in found if price is not None)
+    markets = ["on_demand", "spot"] if request["EnableManagedSpotTraining"] else ["on_demand"]
+    assert len(markets) == 1 or stop["MaxWaitTimeInSeconds"] >= stop["MaxRuntimeInSeconds"]
+    listed = [pricebook.shipped().price(machine, region, market) for market in markets]
+    hourly = Fraction(max([price.usd_per_hour for price in listed if price is not None] + contract_of(spec)))
     rates = storage_rates()
     volume = 0 if machine.name in with_nvme() else resources["VolumeSizeInGB"]
     monthly = volume * rates.get(region, max(rates.values()))
@@ -111,6 +117,7 @@ def rentable() -> tuple[list[tuple[str, str, Decimal]], list[tuple[str, str, Dec
 
 
 PRICED, UNPRICED = rentable()
+A_PART = st.integers(1, 99) | st.integers(101, 3000)
 A_TIME = st.integers(0, 6) | st.integers(0, 4000) | st.integers(0, 60_000)  # minutes of the machines
 CHOICES = st.tuples(
     st.sampled_from([*PRICED, *UNPRICED[:: max(1, 12 * len(UNPRICED) // len(PRICED))]]),
@@ -121,11 +128,14 @@ CHOICES = st.tuples(
     st.none() | st.integers(1, 16384),  # a volume among the raw fields
     st.integers(2, 70_000),  # hundredths of an hour, or minutes
     st.tuples(st.sampled_from(["budget", "each", "both"]), A_TIME, A_TIME, st.integers(1, 9999), st.sampled_from([2, 4])),
+    # Contract prices, in hundredths of the list's (or of a dollar), and a discount, in hundredths.
+    st.dictionaries(st.sampled_from(["{}@{}", "{}", "{:.5}*", "{}@sa-east-1", "ml.none"]), A_PART, max_size=3),
+    st.none() | st.integers(1, 100),
 )  # fmt: skip
 
 
 def spec_from(choices: tuple[Any, ...]) -> TrainingSpec:
-    (name, region, hourly), market, thousandths, count, volume, raw, some, money = choices
+    (name, region, hourly), market, thousandths, count, volume, raw, some, money, contract, discount = choices
     which, first, second, more, digits = money
     hours = None if thousandths is None else Decimal(thousandths) / 1000
     wait = max(Decimal(some) / 100, hours or Decimal(0)) if market == "spot and wait" else None
@@ -135,6 +145,11 @@ def spec_from(choices: tuple[Any, ...]) -> TrainingSpec:
         keep_alive_minutes=1 + some % 360 if market == "warm" else None,
         extra={} if raw is None else {"ResourceConfig": {"VolumeSizeInGB": raw}},
     )
+    limits = Spending(
+        contract=tuple((form.format(name, region), hourly * part / 100) for form, part in contract.items()),
+        discounts=() if discount is None else (("sagemaker", Decimal(discount) / 100),),
+    )
+    hourly = max([hourly, *contract_of(spec_of(name, region=region, spending=limits))])
     budget, each = (
         (hourly * count * minutes / 60).quantize(Decimal(1).scaleb(-digits)) + Decimal(more).scaleb(-digits)
         for minutes in (first, second)
@@ -142,7 +157,7 @@ def spec_from(choices: tuple[Any, ...]) -> TrainingSpec:
     return spec_of(
         name, region=region, count=count, spot=market.startswith("spot"), max_hours=hours,
         budget_usd=None if which == "each" else budget,
-        spending=Spending(per_run_usd=None if which == "budget" else each), cloud=options,
+        spending=dataclasses.replace(limits, per_run_usd=None if which == "budget" else each), cloud=options,
     )  # fmt: skip
 
 
@@ -160,21 +175,21 @@ def check_no_request_is_over_its_budget(spec: TrainingSpec) -> None:
         check_the_refusal_is_honest(spec, problem)
         return
     request = requests.training_job(made, "0" * 64)
-    most = most_usd(request, str(spec.region))
-    assert most <= min(given_usd)
+    assert most_usd(request, spec) <= min(given_usd)
     runtime = request["StoppingCondition"]["MaxRuntimeInSeconds"]
     assert runtime >= 60 or spec.cloud.max_wait_hours is not None
     bought = spec.max_hours is None and runtime < places.MAX_SECONDS and spec.cloud.max_wait_hours is None
     if bought:  # and none of it is given away
         request["StoppingCondition"]["MaxRuntimeInSeconds"] += 1
         request["StoppingCondition"]["MaxWaitTimeInSeconds"] = places.MAX_SECONDS
-        assert most_usd(request, str(spec.region)) > min(given_usd)
+        assert most_usd(request, spec) > min(given_usd)
 
 
 def check_the_refusal_is_honest(spec: TrainingSpec, problem: OrchestrateError) -> None:
     """What the hint says can be typed is accepted, and held."""
     if "is unknown" in problem.what:
         assert catalog.price(catalog.machine(str(spec.instance)), region=spec.region) is None
+        assert not contract_of(spec)
         return
     hint = str(problem.hint)
     hours = re.search(r"--max-hours ([0-9.]+)$", hint)
@@ -186,11 +201,10 @@ def check_the_refusal_is_honest(spec: TrainingSpec, problem: OrchestrateError) -
         more = Decimal(least[2]) + Decimal("0.01")
         both = dataclasses.replace(spec.spending, per_run_usd=more)
         other = dataclasses.replace(spec, budget_usd=more, spending=both)
-        assert planned(dataclasses.replace(spec, budget_usd=Decimal(least[2]), spending=Spending()), []) is not None
+        alone = dataclasses.replace(spec.spending, per_run_usd=None)
+        assert planned(dataclasses.replace(spec, budget_usd=Decimal(least[2]), spending=alone), []) is not None
     request = requests.training_job(accepted(other), "0" * 64)
-    assert most_usd(request, str(spec.region)) <= min(
-        usd for usd in (other.budget_usd, other.spending.per_run_usd) if usd is not None
-    )
+    assert most_usd(request, spec) <= min(usd for usd in (other.budget_usd, other.spending.per_run_usd) if usd)
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -6,8 +6,10 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Any
 
+from orchestrator import budgets
 from orchestrator.aws.place import PREFIX, AwsPlace
 from orchestrator.errors import BadInput, raise_all
 from orchestrator.plan import Plan, job_file
@@ -177,7 +179,7 @@ def _with_identity(request: dict[str, Any], plan: Plan, place: AwsPlace) -> dict
     tags["orchestrate-script"] = _tag_text(plan.entrypoint.script)
     given = [{"Key": name, "Value": text} for name, text in place.options.tags]
     request["Tags"] = [*request.get("Tags", []), *given, *({"Key": k, "Value": v} for k, v in tags.items())]
-    key = launch_key(request, job_file(plan), place, plan.checkpoints_from)
+    key = launch_key(request, plan)
     request["Environment"]["ORCHESTRATE_LAUNCH_KEY"] = key
     next(tag for tag in request["Tags"] if tag["Key"] == "orchestrate-launch-key")["Value"] = key
     return request
@@ -188,11 +190,23 @@ def _tag_text(text: str) -> str:
     return "".join(letter if letter.isalnum() or letter in " _.:/=+-@" else "_" for letter in text)[:256]
 
 
-def launch_key(
-    request: Mapping[str, Any], job: Mapping[str, Any], place: AwsPlace, checkpoints_from: str | None
-) -> str:
-    """What was asked for, as 64 hex digits: the same for two runs of one command, whatever their names."""
-    text = json.dumps([request, job, checkpoints_from], sort_keys=True, ensure_ascii=False)
-    text = text.replace(place.launch_id, _PLACEHOLDER).replace(job["run_id"], _PLACEHOLDER)
+def launch_key(request: Mapping[str, Any], plan: Plan) -> str:
+    """What was asked for, as 64 hex digits: the same for two runs of one command, whatever their names and today's prices."""
+    place = _place(plan)
+    asked = {**request, "StoppingCondition": _asked_stop(request["StoppingCondition"], plan)}
+    text = json.dumps([asked, job_file(plan), plan.checkpoints_from], sort_keys=True, ensure_ascii=False)
+    text = text.replace(place.launch_id, _PLACEHOLDER).replace(plan.run_id, _PLACEHOLDER)
     whole = f"{'rehearsed ' if place.rehearsed else ''}{place.account} {place.region}\n{text}"
     return hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _asked_stop(stop: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    """*stop* as it was asked for: where a budget bought the seconds, that budget, whatever it buys today."""
+    budget = budgets.of(plan.spec)
+    if budget is None or plan.spec.max_hours is not None:
+        return dict(stop)
+    wait = plan.spec.cloud.max_wait_hours  # it can end the run before the budget does, and that hangs on the price
+    bought = {"MaxRuntimeInSeconds": f"{Fraction(budget.usd)} USD"}
+    if "MaxWaitTimeInSeconds" in stop:
+        bought["MaxWaitTimeInSeconds"] = _PLACEHOLDER if wait is None else f"{Fraction(wait)} h"
+    return {**stop, **bought}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC
 from typing import Any
 
-from estimates import catalog
-from orchestrator import state
+from estimates import catalog, cost
+from orchestrator import plan, state
 from orchestrator.aws import explain, following, jobs
 from orchestrator.aws.client import Aws
 from orchestrator.aws.explain import Kind
@@ -65,16 +66,21 @@ def _script(aws: Aws, described: Mapping[str, Any]) -> str:
     return next((tag["Value"] for tag in tags if tag["Key"] == "orchestrate-script"), "?")
 
 
-def _price(machine: str | None, region: str) -> dict[str, str] | None:
+def _price(machine: str | None, region: str, *, spot: bool) -> dict[str, str | bool | None] | None:
     """Today's price of *machine* in *region*, as plans keep it; None where it is not known."""
     try:
-        price = catalog.price(catalog.machine(machine or "", cloud="sagemaker"), region=region)
+        return plan.price_json(*cost.prices_of(catalog.machine(machine or "", cloud="sagemaker"), region, spot=spot))
     except catalog.CatalogError:
         return None
-    if price is None:
-        return None
-    words = {"as_of": price.dated, "source": price.source, "region": price.region}
-    return {"usd_per_hour": str(price.usd_per_hour), **words}
+
+
+def _options(resources: Mapping[str, Any]) -> dict[str, int | None]:
+    """What of a spec's options decides what the job can cost: disks, and how long machines are kept warm."""
+    kept_seconds = resources.get("KeepAlivePeriodInSeconds") or 0
+    return {
+        "volume_gb": resources.get("VolumeSizeInGB"),
+        "keep_alive_minutes": math.ceil(kept_seconds / 60) or None,
+    }
 
 
 def _row(aws: Aws, described: Mapping[str, Any], launch_id: str, rehearsed: bool) -> Run:
@@ -84,6 +90,7 @@ def _row(aws: Aws, described: Mapping[str, Any], launch_id: str, rehearsed: bool
     resources = described["ResourceConfig"]
     checkpoints = described.get("CheckpointConfig", {}).get("S3Uri", "")
     limits = described["StoppingCondition"]
+    spot = bool(described.get("EnableManagedSpotTraining"))
     return Run(
         id=run_id,
         name=name.removeprefix(NAME_PREFIX).removesuffix(f"-{launch_id}"),
@@ -92,11 +99,16 @@ def _row(aws: Aws, described: Mapping[str, Any], launch_id: str, rehearsed: bool
         script=script,
         script_key=f"elsewhere:{script}",
         created_at=described["CreationTime"].astimezone(UTC).isoformat(timespec="milliseconds"),
-        spec={"backend": "sagemaker", "instance": resources.get("InstanceType"), "elsewhere": True},
+        spec={
+            "backend": "sagemaker",
+            "instance": resources.get("InstanceType"),
+            "elsewhere": True,
+            "cloud": _options(resources),
+        },
         plan={
             "count": resources.get("InstanceCount", 1),
             "machine": {"name": resources.get("InstanceType"), "cloud": "sagemaker", "what": ""},
-            "price": _price(resources.get("InstanceType"), aws.region),
+            "price": _price(resources.get("InstanceType"), aws.region, spot=spot),
             "limits": {"grace_seconds": GRACE_SECONDS},
             "cloud": {
                 "region": aws.region,

@@ -98,6 +98,39 @@ def test_billable_seconds_of_earlier_spot_runs_are_not_discounted_again() -> Non
     assert usd(part(bill(job("ml.p3.2xlarge", spot=True)), "training")) == Decimal("3.825")
 
 
+def test_the_wall_clock_of_an_earlier_job_has_the_pull_and_the_upload_in_it() -> None:
+    plain = dataclasses.replace(job("ml.p3.2xlarge", data_gb=Decimal(10)), billable=False, results=Span.of(2))
+    alone, clock = bill(plain), bill(dataclasses.replace(plain, around_included=True))
+    around = ("image pull", "download of the data", "upload of the results")
+    assert [line.what for line in alone.lines[0].lines] == ["training", *around]
+    assert [line.what for line in clock.lines[0].lines] == ["training, by the wall clock of earlier runs"]
+    assert clock.lines[0].usd == Span.of("3.825")
+    assert part(clock, "ML storage").quantity == Span.of(Decimal(30) / 730)
+
+
+@pytest.mark.parametrize("billed", [False, True], ids=["another number of machines", "as billed"])
+def test_on_spot_earlier_seconds_on_demand_get_the_discount_once(billed: bool) -> None:
+    earlier = dataclasses.replace(job("ml.p3.2xlarge"), billable=billed, around_included=True)
+    on_demand, spot = (bill(dataclasses.replace(earlier, spot=spot)) for spot in (False, True))
+    assert usd(part(on_demand, "training")) == Decimal("3.825")
+    assert usd(part(spot, "training")) == Decimal("3.825") * assumptions()["spot_billable"].span.expected
+    assert part(spot, "ML storage") == part(on_demand, "ML storage")
+    assert part(spot, "training").what == "training, by the wall clock of earlier runs"
+
+
+def test_a_disk_of_spot_is_held_for_the_wall_clock_and_not_for_the_billable_seconds() -> None:
+    clock = Span(Decimal(7200), Decimal(10800), Decimal(14400))
+    earlier = job("ml.p3.2xlarge", spot=True, held_seconds=clock)
+    spot = bill(earlier)
+    assert part(spot, "training, by what").usd == Span.of("3.825")
+    months = part(spot, "ML storage").quantity
+    assert months is not None
+    assert [round(gb * 730 / 30, 12) for gb in (months.low, months.expected, months.high)] == [2, 3, 4]
+    on_demand = part(bill(dataclasses.replace(earlier, spot=False)), "training")  # which bills the wall clock
+    assert usd(on_demand) == 3 * Decimal("3.825")
+    assert on_demand.what == "training, by the wall clock of earlier runs"
+
+
 def test_where_the_spot_rate_of_sagemaker_is_the_dearer_it_is_taken() -> None:
     """us-east-2, July 2026: SpotTraining was billed at 1.4084, Training at 1.2575."""
     spot, on_demand = (bill(job("ml.g5.xlarge", spot=spot, region="us-east-2")) for spot in (True, False))
@@ -178,7 +211,14 @@ def test_own_terms_change_what_is_paid_and_keep_the_list_price_beside_it() -> No
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"count": 0}, {"seconds": Span.of(-1)}, {"data_gb": Decimal(-1)}, {"keep_alive_seconds": -1}]
+    "wrong",
+    [
+        {"count": 0},
+        {"seconds": Span.of(-1)},
+        {"held_seconds": Span.of(-1)},
+        {"data_gb": Decimal(-1)},
+        {"keep_alive_seconds": -1},
+    ],
 )
 def test_a_negative_amount_is_no_job(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"count|negative"):
@@ -192,13 +232,16 @@ def test_a_negative_amount_is_no_job(wrong: dict[str, object]) -> None:
     st.booleans(),
     st.booleans(),
     st.integers(0, 500),
+    st.booleans(),
+    st.none() | st.integers(0, 10**6).map(Span.of),
 )
 def test_every_bill_is_the_sum_of_its_leaves_and_its_range_is_in_order(
-    machine: catalog.Machine, seconds: int, count: int, spot: bool, billable: bool, data_gb: int
-) -> None:
-    reckoned = bill(
-        Job(machine, Span.of(seconds), None, count, spot, billable, data_gb=Decimal(data_gb), keep_alive_seconds=60)
-    )
+    machine: catalog.Machine, seconds: int, count: int, spot: bool, billable: bool, data_gb: int, around: bool,
+    held: Span | None,
+) -> None:  # fmt: skip
+    earlier = {"billable": billable, "around_included": around, "held_seconds": held}
+    asked = Job(machine, Span.of(seconds), None, count, spot, data_gb=Decimal(data_gb), keep_alive_seconds=60)
+    reckoned = bill(dataclasses.replace(asked, **earlier))  # type: ignore[arg-type]
     for line in leaves(reckoned.lines):
         if line.usd is not None:
             assert 0 <= line.usd.low <= line.usd.expected <= line.usd.high, line

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
@@ -356,6 +356,11 @@ def test_rates_are_read_from_files_of_their_own(tmp_path: Path) -> None:
         (NEWER.replace("3.5", "0"), "line 3: usd_per_hour is '0', and a price is above 0"),
         (NEWER.replace("3.5", "-1"), "line 3: usd_per_hour is '-1'"),
         (NEWER.replace("3.5", "NaN"), "line 3: usd_per_hour is 'NaN'"),
+        (NEWER.replace("3.5", "1E-30"), "line 3: usd_per_hour is '1E-30', and ml.p3.2xlarge, with 8 vCPU, costs 0.008"),
+        (NEWER.replace("3.5", "0.0079"), "line 3: usd_per_hour is '0.0079', and ml.p3.2xlarge"),
+        (NEWER.replace("3.5", "160.01"), "line 3: usd_per_hour is '160.01', and ml.p3.2xlarge"),
+        (NEWER.replace("on_demand", "spot").replace("3.5", "0.001"), "line 3: usd_per_hour is '0.001'"),
+        (NEWER.replace("2026-11-20", "2999-12-31"), "line 3: as_of is 2999-12-31, later than today"),
         (NEWER.replace("2026-11-20", "yesterday"), "line 3: as_of is 'yesterday', not a date"),
         (NEWER.replace("on_demand", "Spot"), "line 3: market is 'Spot', not on_demand or spot"),
         (NEWER.replace("sagemaker", "azure"), "line 3: cloud is 'azure'"),
@@ -373,6 +378,35 @@ def test_a_damaged_file_is_named_with_its_line(tmp_path: Path, row: str, what: s
         pricebook.read_files(tmp_path)
     assert caught.value.what.startswith(f"{path}, {what}")
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("usd", ["0.008", "160"])
+def test_a_price_at_the_edge_of_what_can_be_is_believed(tmp_path: Path, usd: str) -> None:
+    write(tmp_path / "aws.csv", PRICE_COLUMNS, NEWER.replace("3.5", usd))
+    found = price(pricebook.read_files(tmp_path), "us-east-1")
+    assert found
+    assert found.usd_per_hour == Decimal(usd)
+
+
+@pytest.mark.parametrize("name", ["ml.p9.48xlarge", "NVIDIA_TESLA_V100"])
+def test_of_what_no_size_is_known_every_price_above_0_is_believed(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "own.csv", PRICE_COLUMNS, NEWER.replace("ml.p3.2xlarge", name).replace("3.5", "0.0001"))
+    (row,) = pricebook.read_files(tmp_path).machines["sagemaker", name]
+    assert row.usd_per_hour == Decimal("0.0001")
+
+
+def test_a_reading_may_be_of_the_next_day_elsewhere_and_not_of_the_one_after(tmp_path: Path) -> None:
+    today = datetime.now(UTC).date()
+    rate = "sagemaker,training_storage,us-west-2,0.15,GB-month,2026-11-20,day,the Price List API,yes,"
+    for name, columns, row in (("aws.csv", PRICE_COLUMNS, NEWER), ("rates-aws.csv", RATE_COLUMNS, rate)):
+        path = write(tmp_path / name, columns, row.replace("2026-11-20", str(today + timedelta(days=1))))
+        assert pricebook.read_files(tmp_path) is not pricebook.shipped()
+        late = today + timedelta(days=3)  # midnight can pass while this runs
+        write(path, columns, row.replace("2026-11-20", str(late)))
+        with pytest.raises(CatalogError) as caught:
+            pricebook.read_files(tmp_path)
+        assert caught.value.what.startswith(f"{path}, line 2: as_of is {late}, later than today")
+        path.unlink()
 
 
 @pytest.mark.parametrize("content", [b"", b"machine,price\nml.p3.2xlarge,3\n", b"\xff\xfe\x00", b"\x00"])

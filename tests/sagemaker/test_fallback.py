@@ -57,7 +57,7 @@ def test_capacity_alone_falls_back_to_this_machine_too(shell: Shell, cloud: Clou
 
 
 def test_without_a_login_it_runs_here_and_no_other_machine_is_tried(shell: Shell, cloud: Cloud) -> None:
-    answer = shell(*TWO, *NAMED, *LOCAL)
+    answer = shell(*TWO, *NAMED, *LOCAL, "--max-hours", "1")
     assert answer.code == 0, answer.err
     here, first = shell.runs()
     assert (here.backend, here.state, first.state) == ("local", "succeeded", "abandoned")
