@@ -302,7 +302,8 @@ class _Reckoning:
         free = self.book.free_tier(self.job.machine) if self.job.free_hours else None
         if free is None or self.rate is None or self.job.spot:
             return
-        used = self.held_hours * self.job.count
+        kept = Span.of(-Decimal(self.job.keep_alive_seconds) / SECONDS_PER_HOUR)
+        used = (self.held_hours + kept) * self.job.count  # it is for training, not for a warm pool
         capped = Span(*(-min(hours, self.job.free_hours) for hours in (used.low, used.expected, used.high)))
         what = "free tier"
         yield Line(

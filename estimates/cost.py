@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, Decimal, localcontext
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, localcontext
 
 from estimates import catalog, pricebook
 from estimates.catalog import Machine, Price
@@ -88,12 +88,13 @@ def prices_of(machine: Machine, region: str | None, *, spot: bool = False) -> tu
 
 
 def format_usd(usd: Decimal | None) -> str:
-    """`$1,234.57`, under a dollar `$0.0042`, both rounded up; `unknown` for None."""
+    """`$1,234.57`, under a dollar `$0.0042`, both rounded up; `unknown` for None. What is given back is `−$0.4600`."""
     if usd is None:
         return "unknown"
-    with localcontext(rounding=ROUND_CEILING):
-        fine = f"{usd:.4f}"
-        return f"${fine}" if usd > 0 and Decimal(fine) < 1 else f"${usd:,.2f}"
+    sign, size = ("−", -usd) if usd < 0 else ("", usd)
+    with localcontext(rounding=ROUND_FLOOR if sign else ROUND_CEILING):
+        fine = f"{size:.4f}"
+        return f"{sign}${fine}" if size > 0 and Decimal(fine) < 1 else f"{sign}${size:,.2f}"
 
 
 def as_json(row: CostRow) -> dict[str, str | float | int | None]:

@@ -109,12 +109,15 @@ def _price(row: dict[str, str]) -> tuple[tuple[str, str], Price]:
         source=_filled(row, "source"),
         note=row["note"],
     )
-    _check_possible(price.usd_per_hour, _filled(row, "machine"))
+    check_possible(price.usd_per_hour, _filled(row, "machine"))
     return (row["cloud"], row["machine"]), price
 
 
-def _check_possible(usd_per_hour: Decimal, name: str) -> None:
-    """Neither in cents nor by the month nor of nothing. What is known of no machine's size is not judged."""
+def check_possible(usd_per_hour: Decimal, name: str) -> None:
+    """Raise ValueError where no machine of that name can cost so much, or so little: in cents, by the month, for nothing.
+
+    Where the machine's size is not known, nothing is.
+    """
     machine = machines().get(name)
     if machine is None or not machine.vcpus:
         return

@@ -39,7 +39,9 @@ def estimate(script: str | Path | None = None, *, folder: Path | None = None, **
 
     own = {name: options.pop(name) for name in tuple(options) if name in estimate_command.Asked.__dataclass_fields__}
     regions = tuple(own.pop("regions", None) or ())
-    words: dict[str, Any] = {name: str(value) for name, value in own.items() if value is not None}
+    words: dict[str, Any] = {
+        name: value if isinstance(value, bool) else str(value) for name, value in own.items() if value is not None
+    }
     asked = estimate_command.Asked(regions=regions, **words)
     answer = estimate_command.reckon(_flags(script, options), asked, Path(folder) if folder else Path.cwd())
     return estimate_view.document(answer.question, answer.rows)

@@ -11,13 +11,13 @@ import gzip
 import io
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
-from estimates import offers, skus
+from estimates import offers, readings, skus
 from estimates.offers import ListingError, PriceRow, RateRow, Reading
 from orchestrator import state
 from orchestrator.errors import BadInput, StateError, shown
@@ -51,6 +51,22 @@ def clouds() -> list[str]:
 def prices(cloud: str) -> list[PriceRow]:
     """The refreshed prices of *cloud*; none if it never was refreshed. Raises StateError if its file is damaged."""
     return _read(prices_file(cloud), PriceRow)
+
+
+def believable(reading: Reading) -> Reading:
+    """*reading* without the prices that no such machine can have: with one of them the file could not be read again."""
+    kept, left_out = [], 0
+    for row in reading.prices:
+        try:
+            readings.check_possible(row.usd_per_hour, row.machine)
+        except ValueError:
+            left_out += 1
+        else:
+            kept.append(row)
+    if not left_out:
+        return reading
+    ignored = {**reading.ignored, "a price that no such machine can have": left_out}
+    return replace(reading, prices=tuple(kept), ignored=ignored)
 
 
 def keep(reading: Reading) -> Kept:

@@ -264,6 +264,7 @@ class _Read:
 
 
 def _kept(reading: Reading, asked: tuple[str, ...]) -> _Read:
+    reading = pricefiles.believable(reading)
     return _Read(reading, pricefiles.keep(reading), asked)
 
 

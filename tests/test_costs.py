@@ -198,12 +198,12 @@ def test_a_refreshed_price_file_does_not_change_what_runs_have_cost(home: Path, 
     shipped = (REPOSITORY / "estimates" / "catalog" / "prices.csv").read_text("utf-8")
     head = shipped.splitlines()[0]
     (home / "prices").mkdir()
-    dear = f"sagemaker,{GPU},us-east-1,on_demand,Training,999,2026-11-21,day,A,a newer list,"
+    dear = f"sagemaker,{GPU},us-east-1,on_demand,Training,79,2026-11-21,day,A,a newer list,"
     (home / "prices" / "aws.csv").write_text(f"{head}\n{dear}\n")
     with pricebook.using(pricebook.read_files(home / "prices")):
         newer = catalog.price(catalog.machine(GPU))
         assert newer is not None
-        assert newer.usd_per_hour == 999
+        assert newer.usd_per_hour == 79
     assert orchestrate("costs", "--json").json == told(ended)
 
 

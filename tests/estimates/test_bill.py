@@ -187,6 +187,8 @@ def test_the_free_tier_is_off_unless_asked_for_and_gives_no_more_than_is_used() 
     assert price is not None
     assert (usd(half), usd(all_of_it)) == (-price.usd_per_hour, -2 * price.usd_per_hour)
     assert not [line for line in leaves(bill(job("ml.p3.2xlarge", free_hours=Decimal(9))).lines) if "free" in line.what]
+    pooled = bill(job("ml.m5.xlarge", "2", free_hours=Decimal(50), keep_alive_seconds=3600))
+    assert usd(part(pooled, "free tier")) == -2 * price.usd_per_hour
 
 
 def test_a_machine_without_a_price_has_no_total_and_is_never_free() -> None:

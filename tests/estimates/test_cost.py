@@ -177,3 +177,8 @@ def test_no_machine_is_not_a_count() -> None:
 def test_an_unknown_region_is_refused() -> None:
     with pytest.raises(CatalogError, match="no region 'us-esat-1'"):
         cost.rows(1, regions={"sagemaker": "us-esat-1"})
+
+
+def test_what_is_given_back_has_its_sign_before_the_dollar_and_is_never_more_than_it_is() -> None:
+    assert cost.format_usd(Decimal("-0.46")) == "−$0.4600"
+    assert cost.format_usd(Decimal("-12.349")) == "−$12.34"

@@ -74,6 +74,16 @@ def test_both_clouds_are_read_and_their_prices_hold_from_then_on(
     assert "\nnext: orchestrate " in out
 
 
+def test_a_price_that_no_such_machine_can_have_is_left_out_and_said(
+    pricing: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pricing.entries = [offer("ml.p3.2xlarge", "3.9"), offer("ml.m5.large", "99999")]
+    refresh("sagemaker", regions=("us-east-1",))
+    assert "a price that no such machine can have" in capsys.readouterr().out
+    assert price("ml.p3.2xlarge", "us-east-1") == f"3.9 of {pricefiles.today()}"
+    assert price("ml.m5.large", "us-east-1") == "0.115 of 2026-08-11"
+
+
 def test_what_the_refresh_changed_is_shown_against_what_held_before(
     pricing: Service, capsys: pytest.CaptureFixture[str]
 ) -> None:
