@@ -111,7 +111,7 @@ class Matrix:
         """A submit of the run called *name*."""
         role, bucket = control.role_arn(REGION), control.bucket_of(REGION)
         place = ["--backend", "sagemaker", "--instance", "ml.m5.xlarge", "--role", role, "--bucket", bucket]
-        return ["submit", "train.py", *place, "--region", REGION, "--data", "rows=data", "--name", name, *more]
+        return ["submit", "train.py", *place, "--region", REGION, "--data", "rows=data", "--name", name, "--yes", *more]
 
     def arm(self, *faults: str) -> None:
         control.call(self.cloud.url, "DELETE", "faults")
