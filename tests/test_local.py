@@ -83,7 +83,7 @@ def test_a_run_has_output_metrics_a_model_a_row_and_a_price(
     assert "['--lr', '1e-5', '--epochs', '3', '-x', 'a b', '--', 'ü\\n']" in answer.out
     assert "succeeded in" in answer.out
     assert "val_accuracy 0.75" in answer.out
-    for machine in ("ml.g4dn.xlarge", "n1-standard-4", "a3-highgpu-8g"):
+    for machine in ("ml.g4dn.xlarge", "e2-highcpu-4", "a3-highgpu-1g"):
         assert machine in answer.out
     assert "next: orchestrate artifacts r-" in answer.out
     (run,) = orchestrate("list", "--json").json
