@@ -10,7 +10,7 @@ from decimal import Decimal
 from functools import cached_property
 
 from estimates import bill as bills
-from estimates import catalog, knee, pricebook
+from estimates import catalog, cost, knee, pricebook
 from estimates.bill import Bill, Job, Span
 from orchestrator.choosing import Choice
 from orchestrator.history import Earlier, newest
@@ -133,17 +133,19 @@ class Row:
 
 def rows(question: Question, choice: Choice, *, max_usd: Decimal | None = None) -> tuple[Row, ...]:
     """A row for each machine, cheapest first, those without a price last; the cheapest, fastest and the knee marked."""
-    found = [_row(question, machine, choice.regions.get(machine.cloud)) for machine in choice.machines]
+    found = [_row(question, machine, choice.regions.get(machine.cloud), choice.named) for machine in choice.machines]
     if max_usd is not None:
         found = [row for row in found if (usd := row.usd(spot=question.spot)) is not None and usd <= max_usd]
     found.sort(key=lambda row: _order(row, question.spot))
     return _marked(found, question) if question.known and len(found) > 1 else tuple(found)
 
 
-def _row(question: Question, machine: catalog.Machine, region: str | None) -> Row:
+def _row(question: Question, machine: catalog.Machine, region: str | None, named: bool) -> Row:
     job, words = question.job(machine, region)
     book = pricebook.current()
-    on_demand = bills.bill(dataclasses.replace(job, spot=False), book)
+    own, _ = cost.prices_of(machine, region)
+    # Of a machine without a price a table shows nothing: the parts of such a bill are reckoned only where it is named.
+    on_demand = bills.bill(dataclasses.replace(job, spot=False), book) if own or named else Bill((), None, None, ())
     listed = on_demand.listed
     place = region or (listed.region if listed else catalog.DEFAULT_REGION[machine.cloud])
     return Row(job, place, words, on_demand, book)
