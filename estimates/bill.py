@@ -20,6 +20,7 @@ from functools import cache, cached_property
 
 from estimates import pricebook
 from estimates.catalog import DEFAULT_REGION, TABLES, Machine, Price
+from estimates.cost import prices_of
 from estimates.pricebook import Book, Rate
 
 SECONDS_PER_HOUR = 3600
@@ -28,7 +29,6 @@ STORED_DAYS = 30
 STORED_MONTHS = Decimal(STORED_DAYS * 24) / HOURS_PER_MONTH
 DEFAULT_DISK_GB = {"sagemaker": 30, "vertex": 100}
 ZERO = Decimal(0)
-ONE = Decimal(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,18 +145,6 @@ def total(lines: Iterable[Line]) -> Span:
     return found
 
 
-def machine_usd(seconds: Decimal | int, usd_per_hour: Decimal, count: int = 1) -> Decimal:
-    """USD for *count* machines, *seconds* each: instance-seconds × rate, by the second, not rounded."""
-    with localcontext(rounding=ROUND_CEILING):
-        return usd_per_hour * count * seconds / SECONDS_PER_HOUR
-
-
-def disk_usd(gb: Decimal | int, hours: Decimal, usd_per_gb_month: Decimal) -> Decimal:
-    """USD for a disk of *gb* that is kept for *hours*."""
-    with localcontext(rounding=ROUND_CEILING):
-        return usd_per_gb_month * gb * hours / HOURS_PER_MONTH
-
-
 def spot_saving(training_seconds: Decimal | int, billable_seconds: Decimal | int) -> Decimal:
     """Percent that managed spot training saved, as AWS reckons it: (1 − billable / training) × 100."""
     return (1 - Decimal(billable_seconds) / Decimal(training_seconds)) * 100
@@ -169,11 +157,8 @@ def bill(job: Job, book: Book | None = None) -> Bill:
     """
     book = book or pricebook.current()
     _check(job)
-    market = "spot" if job.spot and job.machine.cloud == "vertex" else "on_demand"
-    listed = book.price(job.machine, job.region, "spot") if job.spot else None
-    listed = listed or (book.price(job.machine, job.region) if market == "on_demand" else None)
+    price, listed = prices_of(job.machine, job.region, spot=job.spot, book=book)
     region = job.region or (listed.region if listed else DEFAULT_REGION[job.machine.cloud])
-    price = book.own_price(job.machine, listed, region)
     reckoned = _Reckoning(job, book, region, price)
     with localcontext(rounding=ROUND_CEILING):
         lines = reckoned.lines()
@@ -247,8 +232,7 @@ class _Reckoning:
         usd = self.price.usd_per_hour
         if not (self.job.spot and self.job.machine.cloud == "vertex"):
             return Span.of(usd)
-        full = self.book.price(self.job.machine, self.region)
-        own = self.book.own_price(self.job.machine, full, self.region)
+        own, _ = prices_of(self.job.machine, self.region, book=self.book)
         self.assumed["spot: the price changes from month to month; high is the price on demand"] = None
         return Span(usd, usd, max(usd, own.usd_per_hour if own else usd))
 

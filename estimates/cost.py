@@ -13,6 +13,7 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, localcontext
 
 from estimates import catalog, pricebook
 from estimates.catalog import Machine, Price
+from estimates.pricebook import Book
 
 SECONDS_PER_HOUR = 3600
 
@@ -73,13 +74,15 @@ def row_for(machine: Machine, seconds: float | Decimal | None, count: int = 1, r
     return CostRow(machine, place, price, hours, count, usd)
 
 
-def prices_of(machine: Machine, region: str | None, *, spot: bool = False) -> tuple[Price | None, Price | None]:
-    """What the user pays for an hour of *machine*, by the terms of the current book, and the list price beside it.
+def prices_of(
+    machine: Machine, region: str | None, *, spot: bool = False, book: Book | None = None
+) -> tuple[Price | None, Price | None]:
+    """What the user pays for an hour of *machine*, by the terms of *book* (default: the current one), and the list price.
 
     On spot SageMaker has a rate of its own in few regions, and elsewhere the one on demand: the saving is in the seconds.
     Raises CatalogError if the cloud has no such region.
     """
-    book = pricebook.current()
+    book = book or pricebook.current()
     listed = book.price(machine, region, "spot") if spot else None
     if listed is None and not (spot and machine.cloud == "vertex"):
         listed = book.price(machine, region)

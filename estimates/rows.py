@@ -57,10 +57,17 @@ class Machine:
         if self.vcpus is None or self.memory_gib is None:
             return "hardware not known"
         parts = [f"{self.vcpus} vCPU", f"{self.memory_gib:g} GiB"]
-        if self.gpu:
-            memory = f" {self.gpu_memory_gib:g} GiB" if self.gpu_memory_gib else ""
-            parts.append(f"{self.gpu_count} × {self.gpu}{memory}")
+        if self.gpus:
+            parts.append(f"{self.gpus} GiB" if self.gpu_memory_gib else self.gpus)
         return ", ".join(parts)
+
+    @property
+    def gpus(self) -> str:
+        """Its accelerators for a table, memory in GiB: `1 × V100 16`; empty without any."""
+        if not self.gpu:
+            return ""
+        memory = f" {self.gpu_memory_gib:g}" if self.gpu_memory_gib else ""
+        return f"{self.gpu_count} × {self.gpu}{memory}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ def _tree_words(name: str, line: Line) -> tuple[str, ...]:
 
 
 def number(value: Decimal) -> str:
-    """At most four digits behind the point, rounded up; `<0.0001` where that says nothing."""
+    """At most four digits behind the point, rounded up."""
     with localcontext(rounding=ROUND_CEILING):
         rounded = value.quantize(Decimal("0.0001"))
     return f"{rounded.normalize():,f}"

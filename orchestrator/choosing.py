@@ -147,8 +147,3 @@ def amount(option: str, text: str | None, problems: list[OrchestrateError], *, e
     except OrchestrateError as error:
         problems.append(error)
         return None
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 machine`, `2 machines`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from decimal import ROUND_CEILING, Decimal, localcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from estimates import catalog, cost
 from orchestrator.plan import Plan
@@ -61,9 +61,19 @@ def _four_digits(usd: Decimal) -> str:
         return f"${usd:,.4f}"
 
 
-def cheapest_of_each_kind(rows: Iterable[cost.CostRow]) -> list[cost.CostRow]:
+class OfAMachine(Protocol):
+    """A row of a table of machines."""
+
+    @property
+    def machine(self) -> catalog.Machine: ...
+
+
+RowOf = TypeVar("RowOf", bound=OfAMachine)
+
+
+def cheapest_of_each_kind(rows: Iterable[RowOf]) -> list[RowOf]:
     """The first row of every kind of accelerator in each cloud."""
-    kinds: dict[tuple[str, str | None], cost.CostRow] = {}
+    kinds: dict[tuple[str, str | None], RowOf] = {}
     for row in filter(lambda row: catalog.suggested(row.machine), rows):
         kinds.setdefault((row.machine.cloud, row.machine.gpu), row)
     return list(kinds.values())

@@ -17,11 +17,11 @@ from estimates.catalog import Machine
 from estimates.cost import format_usd
 from orchestrator import bill_tree, estimating
 from orchestrator.budgets import MIN_SECONDS
-from orchestrator.choosing import counted
+from orchestrator.comparison import cheapest_of_each_kind
 from orchestrator.estimating import Question, Row
-from orchestrator.tables import Column, cell, console, duration, print_pairs, print_table
+from orchestrator.tables import Column, cell, console, counted, duration, print_pairs, print_table
 
-SHOWN = 25
+CHEAPEST = 8  # of all kinds, in a table that shows a few
 LAUNCHED = ("sagemaker",)  # the clouds to which this version's submit can send
 _TABLE = (
     Column("cloud"),
@@ -218,20 +218,16 @@ def _show_table(question: Question, found: Sequence[Row], *, every: bool) -> Non
 
 def _few(found: list[Row]) -> list[Row]:
     """The cheapest, those with a mark, and the cheapest of each kind of GPU in each cloud."""
-    kinds: dict[tuple[str, str | None, int], Row] = {}
-    for row in found:
-        kinds.setdefault((row.machine.cloud, row.machine.gpu, 0), row)
-    wanted = {row.machine.name for row in found[: SHOWN // 3]} | {row.machine.name for row in kinds.values()}
+    wanted = {row.machine.name for row in (*found[:CHEAPEST], *cheapest_of_each_kind(found))}
     return [row for row in found if row.machine.name in wanted or row.marks]
 
 
 def _table_words(row: Row) -> tuple[str, ...]:
     machine, price = row.machine, row.price
-    memory = "" if not machine.gpu_memory_gib else f" {machine.gpu_memory_gib:g}"
     return (
         machine.cloud,
         machine.name + ("†" if row.retired else ""),
-        f"{machine.gpu_count} × {machine.gpu}{memory}" if machine.gpu else "-",
+        machine.gpus or "-",
         "-" if machine.memory_gib is None else f"{machine.memory_gib:g}",
         row.region,
         bill_tree.number(row.hours),

@@ -14,11 +14,10 @@ from typing import Any
 
 from estimates import catalog, pricebook
 from orchestrator import books, choosing, settings
-from orchestrator.choosing import counted
 from orchestrator.errors import BadInput, OrchestrateError, flatten, raise_all
 from orchestrator.settings import Flags
 from orchestrator.spec import TrainingSpec
-from orchestrator.tables import Column, cell, console, print_pairs, print_table
+from orchestrator.tables import Column, cell, console, counted, print_pairs, print_table
 
 _COLUMNS = (
     Column("cloud"),
@@ -153,13 +152,12 @@ def _order(entry: Entry) -> tuple[bool, Decimal, str]:
 
 def _words(entry: Entry) -> tuple[str, ...]:
     machine, price = entry.machine, entry.price
-    memory = "" if not machine.gpu_memory_gib else f" {machine.gpu_memory_gib:g}"
     return (
         machine.cloud,
         machine.name + ("†" if entry.retired else ""),
         "-" if machine.vcpus is None else str(machine.vcpus),
         "-" if machine.memory_gib is None else f"{machine.memory_gib:g}",
-        f"{machine.gpu_count} × {machine.gpu}{memory}" if machine.gpu else "-",
+        machine.gpus or "-",
         "-" if machine.local_nvme_gb is None else f"{machine.local_nvme_gb:,}",
         "-" if machine.network_gbps is None else f"{machine.network_gbps:g}",
         price.hourly if price else "unknown",

@@ -22,6 +22,7 @@ from orchestrator.runs import Event, Run, RunState, utc_now
 from orchestrator.tables import Column, console, duration, print_pairs, print_table
 from orchestrator.tables import cell as cell
 from orchestrator.tables import clean as clean
+from orchestrator.tables import counted as counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -168,11 +169,6 @@ def show_manifest(manifest: Manifest, out: Console | None = None) -> None:
         if len(manifest.left_out) > SHOWN_LEFT_OUT:
             out.print(f"… and {len(manifest.left_out) - SHOWN_LEFT_OUT} more: --json lists all")
     out.print(f"{counted(len(manifest.files), 'file')}, {megabytes(manifest.size_bytes)}, digest {manifest.digest}")
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 file`, `2 files`."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def manifest_json(manifest: Manifest, package: Package | None = None) -> dict[str, Any]:

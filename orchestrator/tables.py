@@ -36,6 +36,11 @@ def cell(text: str) -> Text:
     return Text(clean(text))
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 file`, `2 files`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def duration(seconds: float | None) -> str:
     """`3.2 s`, `4 min 05 s`, `2 h 03 min`; `-` for None."""
     if seconds is None:

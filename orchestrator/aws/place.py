@@ -281,11 +281,6 @@ def _billed_apart(extra: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def after_the_limit(spec: TrainingSpec) -> int:
-    """Seconds that are billed after MaxRuntime: the job is told to stop and given time, and a warm pool is kept."""
-    return STOP_SECONDS + 60 * (spec.cloud.keep_alive_minutes or 0)
-
-
 def _wait(spec: TrainingSpec, options: CloudOptions, seconds: int) -> int | None:
     if not spec.spot:
         return None
